@@ -1,0 +1,1 @@
+"""The processes and the tools: one module per command of `pipeline`."""

@@ -1,0 +1,58 @@
+"""The wire: what a device sends to `sensors.raw`, and why a message is refused.
+
+One UTF-8 JSON object per message, keyed by sensor_id. Unknown fields are ignored. Whatever does not
+fit becomes a dead letter with one of the reasons below: a closed list, so that it can be counted.
+"""
+
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+"""1 to 128 code points."""
+
+SensorId = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f-\x9f]*\Z")]
+"""1 to 128 code points, none of them a control character (Unicode category Cc)."""
+
+
+class Reading(msgspec.Struct, gc=False, frozen=True):
+    """One sensor reading as it comes from a device.
+
+    `timestamp` stays text here: it is parsed a column at a time, by `pipeline.decode`.
+    """
+
+    event_id: Name
+    sensor_id: SensorId
+    sensor_type: str
+    location: Name
+    timestamp: str
+    value: float
+    unit: str
+
+
+class Reason(StrEnum):
+    """Why a raw message became a dead letter."""
+
+    TOMBSTONE = "tombstone"
+    """The value is null."""
+    NOT_UTF8 = "not_utf8"
+    """The bytes are not UTF-8."""
+    NOT_JSON = "not_json"
+    """The text is not one JSON value (or is nested too deeply to read)."""
+    NOT_AN_OBJECT = "not_an_object"
+    """A JSON value, but not an object: an array of readings is refused too."""
+    MISSING_FIELD = "missing_field"
+    """A required field is absent."""
+    INVALID_FIELD = "invalid_field"
+    """A field has the wrong type, length or characters, or a number that no float64 can hold."""
+    BAD_TIMESTAMP = "bad_timestamp"
+    """Not RFC 3339 with a zone."""
+    TIMESTAMP_OUT_OF_RANGE = "timestamp_out_of_range"
+    """Before 1970, or further in the future than the clock skew allowance."""
+    UNKNOWN_SENSOR_TYPE = "unknown_sensor_type"
+    """A sensor type that the registry does not have."""
+
+
+LABEL_HEADER = "anomaly"
+"""Kafka header with which the simulator marks an injected anomaly; detection never sees it."""

@@ -1,0 +1,164 @@
+"""Every setting, once. Built at the entry point and passed down; nothing else reads the environment.
+
+Environment variables: `PIPELINE_<GROUP>__<NAME>`, e.g. `PIPELINE_KAFKA__BOOTSTRAP_SERVERS`. The defaults point at
+the local stack that `pipeline demo` starts.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from pipeline.errors import BadInput
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Kafka(_Group):
+    """The broker and how to reach it."""
+
+    bootstrap_servers: str = "127.0.0.1:9092"
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    username: str | None = None
+    password: SecretStr | None = None
+    ca_file: Path | None = None
+    partitions: PositiveInt = Field(
+        4, description="Of each topic; of sensors.readings part of the state's identity"
+    )
+    replication: PositiveInt = Field(1, description="Replicas of each topic (3 on MSK)")
+    group_prefix: str = Field("pipeline", description="Consumer groups and transactional ids start with it")
+    instance: str = Field("0", description="Ordinal of this replica: makes transactional ids stable")
+    timeout_s: PositiveFloat = Field(10.0, description="For one request to the broker")
+
+
+class Lake(_Group):
+    """The Delta lake and its object store."""
+
+    uri: str = Field("s3://lake", description="Root of the tables: s3://bucket[/prefix], or a local path")
+    endpoint_url: str | None = Field("http://127.0.0.1:8333", description="None: AWS's own")
+    region: str = "us-east-1"
+    access_key_id: str | None = Field("pipeline", description="None: the AWS credential chain")
+    secret_access_key: SecretStr | None = SecretStr("pipeline-local")
+    timeout_s: PositiveFloat = Field(10.0, description="For one request to the store")
+
+
+class Warehouse(_Group):
+    """Redshift, or PostgreSQL in its place."""
+
+    dialect: Literal["postgresql", "redshift"] = "postgresql"
+    host: str = "127.0.0.1"
+    port: PositiveInt = 54320
+    database: str = "postgres"
+    user: str = "postgres"
+    password: SecretStr | None = None
+    sslmode: Literal["disable", "prefer", "require", "verify-full"] = "prefer"
+    timeout_s: PositiveFloat = 10.0
+
+
+class Ingest(_Group):
+    """raw JSON -> micro-batches."""
+
+    max_messages: PositiveInt = Field(20_000, description="Raw messages in one transaction, at most")
+    linger_s: PositiveFloat = Field(0.25, description="Longest wait for more of them")
+    clock_skew_s: float = Field(300.0, ge=0, description="How far in the future an event time may be")
+
+
+class Bronze(_Group):
+    """Micro-batches -> Delta."""
+
+    commit_interval_s: PositiveFloat = 1.0
+    commit_every: PositiveInt = Field(150, description="Messages in one commit, at most: bounds the buffer")
+
+
+class Detection(_Group):
+    """Scores and rules, the same in the stream and in Silver."""
+
+    window: int = Field(60, ge=2, le=1000, description="Accepted values in the baseline")
+    min_readings: int = Field(10, ge=2, description="Fewest of them that give a score")
+    threshold: PositiveFloat = Field(3.0, description="|z| above it is an anomaly")
+    shift_after: int = Field(10, ge=2, description="Consecutive refused values that become the new baseline")
+    lateness_s: PositiveFloat = Field(600.0, description="Further behind its series than this is late")
+
+
+class Job(_Group):
+    """An incremental job over the lake."""
+
+    interval_s: PositiveFloat = 1.0
+    max_rows: PositiveInt = Field(500_000, description="Rows worked on at a time: bounds memory")
+
+
+class Observability(_Group):
+    """Metrics, probes and logs."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(-1, ge=-1, le=65535, description="-1: the stage's own; 0: any free one")
+    wedged_after_s: PositiveFloat = Field(
+        60.0, description="Liveness fails when the loop stood still for so long"
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["auto", "text", "json"] = Field(
+        "auto", description="auto: text on a terminal, else JSON"
+    )
+
+
+class Dashboard(_Group):
+    """The Panel app."""
+
+    host: str = "127.0.0.1"
+    port: PositiveInt = 5006
+
+
+class Settings(BaseSettings):
+    """All of them, frozen."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PIPELINE_",
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="forbid",
+        nested_model_default_partial_update=True,
+    )
+
+    kafka: Kafka = Kafka()
+    lake: Lake = Lake()
+    warehouse: Warehouse = Warehouse()
+    ingest: Ingest = Ingest()
+    bronze: Bronze = Bronze()
+    detection: Detection = Detection()
+    silver: Job = Job()
+    gold: Job = Job()
+    load: Job = Job()
+    observability: Observability = Observability()
+    dashboard: Dashboard = Dashboard()
+    registry: Path | None = Field(None, description="Sensor registry (YAML); None: the one that comes along")
+    state_dir: Path = Field(Path(".demo/state"), description="Local state of detect; one per replica")
+    retry_s: float = Field(
+        60.0,
+        ge=0,
+        description="How long a stage tries to reach Kafka, S3 or the warehouse before it gives up",
+    )
+
+    def group(self, stage: str) -> str:
+        """Consumer group of a stage; `<it>-<instance>` is its transactional id."""
+        return f"{self.kafka.group_prefix}-{stage}"
+
+
+def load_settings() -> Settings:
+    """Read the settings from the environment.
+
+    Raises BadInput naming each variable that is wrong.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        wrong = [
+            f"PIPELINE_{'__'.join(str(part) for part in problem['loc']).upper()}: {problem['msg']}"
+            for problem in error.errors()
+        ]
+        raise BadInput(
+            "Settings are wrong: " + "; ".join(wrong), "See `pipeline config` for all of them."
+        ) from None
