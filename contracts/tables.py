@@ -55,22 +55,16 @@ class _Reading(pa.DataFrameModel):
         description="Identity of the event, given by the device",
     )
     sensor_id: str = pa.Field(str_length={"min_value": 1, "max_value": 128}, description="The sensor")
-    sensor_type: str = pa.Field(
-        str_length={"min_value": 1}, description="What it measures: a type of the registry"
-    )
+    sensor_type: str = pa.Field(str_length={"min_value": 1}, description="What it measures: a type of the registry")
     location: str = pa.Field(str_length={"min_value": 1, "max_value": 128}, description="Where it stands")
     timestamp: UtcTime = pa.Field(description="Event time: when the device measured")
-    label: str = pa.Field(
-        nullable=True, description="Kind of injected anomaly, where the simulator marked one"
-    )
+    label: str = pa.Field(nullable=True, description="Kind of injected anomaly, where the simulator marked one")
     raw_partition: pl.Int32 = pa.Field(ge=0, description="Partition of the raw message")
     raw_offset: pl.Int64 = pa.Field(ge=0, description="Offset of the raw message")
     raw_timestamp: UtcTime = pa.Field(description="When the broker took the raw message")
     batch_partition: pl.Int32 = pa.Field(ge=0, description="Partition of the micro-batch")
     batch_offset: pl.Int64 = pa.Field(ge=0, description="Offset of the micro-batch")
-    batch_row: pl.Int32 = pa.Field(
-        ge=0, description="Row in the micro-batch; orders a series with the two before"
-    )
+    batch_row: pl.Int32 = pa.Field(ge=0, description="Row in the micro-batch; orders a series with the two before")
 
 
 class BronzeReadings(_Reading):
@@ -82,7 +76,7 @@ class BronzeReadings(_Reading):
     ingest_date: pl.Date = pa.Field(description="UTC day of ingested_at; partition column")
 
     @pa.check("value")
-    def finite(cls, data: PolarsData) -> pl.LazyFrame:  # noqa: N805 - Pandera makes it a class method
+    def finite(cls, data: PolarsData) -> pl.LazyFrame:  # type: ignore[misc]  # noqa: N805 - Pandera makes it a class method
         """Neither NaN nor infinite."""
         return data.lazyframe.select(pl.col(data.key).is_finite())
 
@@ -100,9 +94,7 @@ class BronzeDeadLetters(pa.DataFrameModel):
     reason: str = pa.Field(description="One of contracts.wire.Reason")
     message: str = pa.Field(description="What exactly was wrong")
     key: pl.Binary = pa.Field(nullable=True, description="The raw message's key, byte for byte")
-    value: pl.Binary = pa.Field(
-        nullable=True, description="The raw message's value, byte for byte; null: tombstone"
-    )
+    value: pl.Binary = pa.Field(nullable=True, description="The raw message's value, byte for byte; null: tombstone")
     app_version: str = pa.Field(description="Version of the pipeline that refused it")
     batch_partition: pl.Int32 = pa.Field(ge=0, description="Partition of the dead letter")
     batch_offset: pl.Int64 = pa.Field(ge=0, description="Offset of the dead letter")
@@ -154,9 +146,7 @@ class SilverReadings(_Reading, _Lineage):
     unit: str = pa.Field(description="The sensor type's canonical unit")
     original_value: float = pa.Field(description="Value as sent")
     original_unit: str = pa.Field(description="Unit as sent")
-    zscore: float = pa.Field(
-        nullable=True, description="(value - mean) / max(std, floor); null: too few before it"
-    )
+    zscore: float = pa.Field(nullable=True, description="(value - mean) / max(std, floor); null: too few before it")
     baseline_mean: float = pa.Field(nullable=True, description="Mean of the accepted values before it")
     baseline_std: float = pa.Field(nullable=True, ge=0, description="Standard deviation of them (ddof 1)")
     anomaly_rules: Texts = pa.Field(description="The rules that flag it: contracts.tables.AnomalyRule")
@@ -164,12 +154,12 @@ class SilverReadings(_Reading, _Lineage):
     is_late: bool = pa.Field(description="Whether it came more than the lateness behind its series")
 
     @pa.check("value", "zscore", "baseline_mean", "baseline_std")
-    def finite(cls, data: PolarsData) -> pl.LazyFrame:  # noqa: N805
+    def finite(cls, data: PolarsData) -> pl.LazyFrame:  # type: ignore[misc]  # noqa: N805 - Pandera makes it a class method
         """Neither NaN nor infinite."""
         return data.lazyframe.select(pl.col(data.key).is_finite().fill_null(value=True))
 
     @pa.dataframe_check
-    def flagged_iff_a_rule_says_so(cls, data: PolarsData) -> pl.LazyFrame:  # noqa: N805
+    def flagged_iff_a_rule_says_so(cls, data: PolarsData) -> pl.LazyFrame:  # type: ignore[misc]  # noqa: N805 - Pandera makes it a class method
         """is_anomaly is true exactly where anomaly_rules is not empty."""
         return data.lazyframe.select(pl.col("is_anomaly") == (pl.col("anomaly_rules").list.len() > 0))
 
@@ -198,9 +188,7 @@ class _Aggregate(pa.DataFrameModel):
     avg: float = pa.Field(description="Mean")
     min: float = pa.Field(description="Smallest value")
     max: float = pa.Field(description="Largest value")
-    std: float = pa.Field(
-        nullable=True, ge=0, description="Standard deviation (ddof 1); null for one reading"
-    )
+    std: float = pa.Field(nullable=True, ge=0, description="Standard deviation (ddof 1); null for one reading")
     anomaly_count: pl.Int64 = pa.Field(ge=0, description="Readings that a rule flags")
     health_pct: float = pa.Field(
         nullable=True,
@@ -212,7 +200,7 @@ class _Aggregate(pa.DataFrameModel):
     event_date: pl.Date = pa.Field(description="UTC day; partition column")
 
     @pa.dataframe_check
-    def mean_between_extremes(cls, data: PolarsData) -> pl.LazyFrame:  # noqa: N805
+    def mean_between_extremes(cls, data: PolarsData) -> pl.LazyFrame:  # type: ignore[misc]  # noqa: N805 - Pandera makes it a class method
         """min <= avg <= max, but for rounding in the last place."""
         slack = 1e-9 * (pl.col("min").abs() + pl.col("max").abs())
         return data.lazyframe.select(
@@ -220,7 +208,7 @@ class _Aggregate(pa.DataFrameModel):
         )
 
     @pa.dataframe_check
-    def no_more_anomalies_than_readings(cls, data: PolarsData) -> pl.LazyFrame:  # noqa: N805
+    def no_more_anomalies_than_readings(cls, data: PolarsData) -> pl.LazyFrame:  # type: ignore[misc]  # noqa: N805 - Pandera makes it a class method
         """anomaly_count <= count."""
         return data.lazyframe.select(pl.col("anomaly_count") <= pl.col("count"))
 
@@ -229,9 +217,7 @@ class GoldSensor5Min(_Aggregate):
     """A series at a location in a 5-minute window."""
 
     sensor_id: str = pa.Field(description="The sensor")
-    window_start: UtcTime = pa.Field(
-        description="Start of the window, included; it ends 5 minutes later, excluded"
-    )
+    window_start: UtcTime = pa.Field(description="Start of the window, included; it ends 5 minutes later, excluded")
     p50: float = pa.Field(description="Median (exact, linear interpolation)")
     p95: float = pa.Field(description="95th percentile (exact, linear interpolation)")
     p99: float = pa.Field(description="99th percentile (exact, linear interpolation)")
@@ -245,7 +231,7 @@ class GoldSensor5Min(_Aggregate):
     reported_count: pl.Int64 = pa.Field(nullable=True, gt=0, description="Slots of them with a reading")
 
     @pa.dataframe_check
-    def percentiles_in_order(cls, data: PolarsData) -> pl.LazyFrame:  # noqa: N805
+    def percentiles_in_order(cls, data: PolarsData) -> pl.LazyFrame:  # type: ignore[misc]  # noqa: N805 - Pandera makes it a class method
         """min <= p50 <= p95 <= p99 <= max."""
         pairs = [("min", "p50"), ("p50", "p95"), ("p95", "p99"), ("p99", "max")]
         slack = 1e-9 * (pl.col("min").abs() + pl.col("max").abs())
@@ -308,9 +294,7 @@ RAW = ("raw_partition", "raw_offset")
 
 BRONZE_READINGS = Table("bronze/readings", BronzeReadings, "ingest_date", RAW)
 BRONZE_DEAD_LETTERS = Table("bronze/dead_letters", BronzeDeadLetters, "ingest_date", RAW)
-BRONZE_ANOMALIES = Table(
-    "bronze/anomalies", BronzeAnomalies, "ingest_date", ("batch_partition", "batch_offset")
-)
+BRONZE_ANOMALIES = Table("bronze/anomalies", BronzeAnomalies, "ingest_date", ("batch_partition", "batch_offset"))
 SILVER_READINGS = Table("silver/readings", SilverReadings, "event_date", RAW)
 SILVER_QUARANTINE = Table("silver/quarantine", SilverQuarantine, "event_date", RAW)
 GOLD_SENSOR_5MIN = Table(

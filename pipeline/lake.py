@@ -77,9 +77,7 @@ class Lake:
                     description=table.description,
                     configuration=CONFIGURATION,
                     storage_options=self.storage_options,
-                    commit_properties=CommitProperties(
-                        app_transactions=[Transaction(SCHEMA_APP_ID, SCHEMA_VERSION)]
-                    ),
+                    commit_properties=CommitProperties(app_transactions=[Transaction(SCHEMA_APP_ID, SCHEMA_VERSION)]),
                 )
             except (CommitFailedError, DeltaError) as error:
                 if "already exists" not in str(error).lower():

@@ -26,10 +26,9 @@ class Kafka(_Group):
     username: str | None = None
     password: SecretStr | None = None
     ca_file: Path | None = None
-    partitions: PositiveInt = Field(
-        4, description="Of each topic; of sensors.readings part of the state's identity"
-    )
+    partitions: PositiveInt = Field(4, description="Of each topic; of sensors.readings part of the state's identity")
     replication: PositiveInt = Field(1, description="Replicas of each topic (3 on MSK)")
+    topic_prefix: str = Field("", description="Put before each topic's name")
     group_prefix: str = Field("pipeline", description="Consumer groups and transactional ids start with it")
     instance: str = Field("0", description="Ordinal of this replica: makes transactional ids stable")
     timeout_s: PositiveFloat = Field(10.0, description="For one request to the broker")
@@ -96,13 +95,9 @@ class Observability(_Group):
 
     host: str = "127.0.0.1"
     port: int = Field(-1, ge=-1, le=65535, description="-1: the stage's own; 0: any free one")
-    wedged_after_s: PositiveFloat = Field(
-        60.0, description="Liveness fails when the loop stood still for so long"
-    )
+    wedged_after_s: PositiveFloat = Field(60.0, description="Liveness fails when the loop stood still for so long")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    log_format: Literal["auto", "text", "json"] = Field(
-        "auto", description="auto: text on a terminal, else JSON"
-    )
+    log_format: Literal["auto", "text", "json"] = Field("auto", description="auto: text on a terminal, else JSON")
 
 
 class Dashboard(_Group):
@@ -159,6 +154,4 @@ def load_settings() -> Settings:
             f"PIPELINE_{'__'.join(str(part) for part in problem['loc']).upper()}: {problem['msg']}"
             for problem in error.errors()
         ]
-        raise BadInput(
-            "Settings are wrong: " + "; ".join(wrong), "See `pipeline config` for all of them."
-        ) from None
+        raise BadInput("Settings are wrong: " + "; ".join(wrong), "See `pipeline config` for all of them.") from None
