@@ -76,7 +76,7 @@ class BronzeReadings(_Reading):
     ingest_date: pl.Date = pa.Field(description="UTC day of ingested_at; partition column")
 
     @pa.check("value")
-    def finite(cls, data: PolarsData) -> pl.LazyFrame:  # type: ignore[misc]  # noqa: N805 - Pandera makes it a class method
+    def finite(cls, data: PolarsData) -> pl.LazyFrame:  # noqa: N805 - Pandera makes it a class method
         """Neither NaN nor infinite."""
         return data.lazyframe.select(pl.col(data.key).is_finite())
 
@@ -154,7 +154,7 @@ class SilverReadings(_Reading, _Lineage):
     is_late: bool = pa.Field(description="Whether it came more than the lateness behind its series")
 
     @pa.check("value", "zscore", "baseline_mean", "baseline_std")
-    def finite(cls, data: PolarsData) -> pl.LazyFrame:  # type: ignore[misc]  # noqa: N805 - Pandera makes it a class method
+    def finite(cls, data: PolarsData) -> pl.LazyFrame:  # noqa: N805 - Pandera makes it a class method
         """Neither NaN nor infinite."""
         return data.lazyframe.select(pl.col(data.key).is_finite().fill_null(value=True))
 
