@@ -56,3 +56,37 @@ class Reason(StrEnum):
 
 LABEL_HEADER = "anomaly"
 """Kafka header with which the simulator marks an injected anomaly; detection never sees it."""
+
+DLQ_REASON = "dlq.reason"
+DLQ_MESSAGE = "dlq.message"
+DLQ_TOPIC = "dlq.topic"
+DLQ_PARTITION = "dlq.partition"
+DLQ_OFFSET = "dlq.offset"
+DLQ_TIMESTAMP = "dlq.timestamp"
+DLQ_VERSION = "dlq.version"
+"""Headers added to a dead letter, each UTF-8 text: why (a Reason), what exactly, where it came from (the broker's
+append time in epoch milliseconds), and the version of the pipeline that refused it. Its own headers stay before them."""
+
+UTC_MICROSECONDS = "%Y-%m-%dT%H:%M:%S%.6fZ"
+"""How Polars writes and reads the times below."""
+
+
+class Anomaly(msgspec.Struct, gc=False, frozen=True):
+    """One flagged reading as `detect` announces it: a JSON object in `sensors.anomalies`, keyed by sensor_id.
+
+    Times are RFC 3339 in UTC with microseconds, e.g. 2026-01-31T12:00:00.000000Z; numbers are in `unit`, the
+    sensor type's canonical unit.
+    """
+
+    event_id: str
+    sensor_id: str
+    sensor_type: str
+    location: str
+    timestamp: str
+    value: float
+    unit: str
+    anomaly_rules: list[str]
+    zscore: float | None
+    baseline_mean: float | None
+    baseline_std: float | None
+    window_start: str
