@@ -1,0 +1,47 @@
+"""The closed list of metrics. Labels are bounded: stages, tables, reasons and partitions, never sensors.
+
+Alerts and dashboards use these names only. Times are seconds; counters start at 0 with the process.
+"""
+
+from prometheus_client import Counter, Gauge, Histogram, Info
+
+INFO = Info("pipeline", "The process: stage and version")
+
+EVENTS = Counter("pipeline_events", "Messages or rows worked on", ["stage", "outcome"])
+"""Outcomes: `ok`, and what else became of them: `dead`, `duplicate`, `quarantined`, `late`, `failed`, `skipped`."""
+
+BATCH_SECONDS = Histogram(
+    "pipeline_batch_seconds",
+    "Duration of one batch or cycle, commit included",
+    ["stage"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+)
+BATCH_ROWS = Histogram(
+    "pipeline_batch_rows",
+    "Rows in one batch or cycle",
+    ["stage"],
+    buckets=(1, 10, 100, 1_000, 5_000, 10_000, 20_000, 50_000, 100_000, 500_000),
+)
+LATENCY = Histogram(
+    "pipeline_latency_seconds",
+    "From the broker's append time of the oldest raw message of a batch to the commit of the batch",
+    ["stage"],
+    buckets=(0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 30, 60, 300, 900, 3600),
+)
+
+DEAD_LETTERS = Counter("pipeline_dead_letters", "Raw messages that could not be decoded", ["reason"])
+QUARANTINED = Counter("pipeline_quarantined", "Readings that break the Silver contract", ["rule"])
+ANOMALIES = Counter("pipeline_anomalies", "Readings flagged, once for each rule", ["rule"])
+
+LAKE_COMMITS = Counter("pipeline_lake_commits", "Commits to a Delta table", ["table"])
+LAKE_CONFLICTS = Counter("pipeline_lake_conflicts", "Commits refused since another writer was first", ["table"])
+
+FRESHNESS = Gauge("pipeline_freshness_seconds", "Now less the newest event time; NaN: cannot tell", ["layer"])
+COMMIT_AGE = Gauge("pipeline_commit_age_seconds", "Now less the newest commit; NaN: cannot tell", ["layer"])
+LAG = Gauge(
+    "pipeline_lag", "Offsets from a stage's progress to its topic's end; NaN: cannot tell", ["stage", "partition"]
+)
+UP = Gauge("pipeline_up", "1: the outside system answered the last check, 0: it did not", ["system"])
+
+READY = Gauge("pipeline_ready", "1: the stage works, 0: it starts, recovers or retries", ["stage"])
+RETRIES = Counter("pipeline_retries", "Repeated attempts after a transient error", ["stage"])
