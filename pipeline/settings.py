@@ -1,11 +1,12 @@
 """Every setting, once. Built at the entry point and passed down; nothing else reads the environment.
 
-Environment variables: `PIPELINE_<GROUP>__<NAME>`, e.g. `PIPELINE_KAFKA__BOOTSTRAP_SERVERS`. The defaults point at
-the local stack that `pipeline demo` starts.
+Environment variables: `PIPELINE_<GROUP>__<NAME>`, e.g. `PIPELINE_KAFKA__BOOTSTRAP_SERVERS`; `null` stands for None.
+The defaults point at the local stack that `pipeline demo` starts.
 """
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -113,6 +114,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="PIPELINE_",
         env_nested_delimiter="__",
+        env_parse_none_str="null",
         frozen=True,
         extra="forbid",
         nested_model_default_partial_update=True,
@@ -155,3 +157,21 @@ def load_settings() -> Settings:
             for problem in error.errors()
         ]
         raise BadInput("Settings are wrong: " + "; ".join(wrong), "See `pipeline config` for all of them.") from None
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The variables that make `load_settings` in another process return the same settings: what differs from the
+    defaults, secrets in plain text.
+    """
+    defaults = {name: field.default for name, field in Settings.model_fields.items()}
+    return dict(_differences("PIPELINE", settings.model_dump(), defaults))
+
+
+def _differences(prefix: str, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        default, variable = defaults[name], f"{prefix}{'_' if prefix == 'PIPELINE' else '__'}{name.upper()}"
+        if isinstance(value, dict):
+            yield from _differences(variable, value, default.model_dump())
+        elif value != default:
+            plain = value.get_secret_value() if isinstance(value, SecretStr) else value
+            yield variable, "null" if plain is None else str(plain)

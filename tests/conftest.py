@@ -1,0 +1,88 @@
+"""Services for the tests. Each worker process has its own, started when the first test asks for them; each test has
+its own topics, consumer groups, lake and database on them.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from pydantic import SecretStr
+
+from apps.local import ObjectStore, Postgres
+from pipeline import settings as config
+from pipeline.settings import Settings
+from tests.services import EMBEDDED, choose_broker, running_kafka, unique
+
+
+def pytest_report_header() -> str:
+    """Which broker the tests that need Kafka run on."""
+    return f"broker: {choose_broker()}"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """CI insists on a real Kafka. The settings of whoever runs the tests are none of the tests' business."""
+    if os.environ.get("CI") == "true" and choose_broker() == EMBEDDED:
+        raise pytest.UsageError("CI=true insists on a real Kafka: install Docker, or java and mvn.")
+    for name in [name for name in os.environ if name.startswith("PIPELINE_")]:
+        del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Bootstrap servers of a broker."""
+    with running_kafka(tmp_path_factory.mktemp("kafka")) as bootstrap_servers:
+        yield bootstrap_servers
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """An S3 store with the bucket `lake`."""
+    with ObjectStore(tmp_path_factory.mktemp("store")) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """A PostgreSQL server."""
+    with Postgres(tmp_path_factory.mktemp("postgres")) as service:
+        yield service
+
+
+@pytest.fixture
+def lake_settings(store: ObjectStore) -> config.Lake:
+    """A lake of one's own, empty."""
+    return config.Lake(
+        uri=f"s3://{store.bucket}/{unique('lake-')}",
+        endpoint_url=store.endpoint_url,
+        access_key_id="pipeline",
+        secret_access_key=SecretStr("pipeline-local"),
+    )
+
+
+@pytest.fixture
+def postgres(postgres_server: Postgres) -> Iterator[config.Warehouse]:
+    """A database of one's own, empty."""
+    database = unique("warehouse_")
+    address = {"host": "127.0.0.1", "port": postgres_server.port, "user": "postgres", "autocommit": True}
+    with psycopg.connect(**address) as connection:
+        connection.execute(f"CREATE DATABASE {database}")
+    yield config.Warehouse(port=postgres_server.port, database=database, sslmode="disable")
+    with psycopg.connect(**address) as connection:
+        connection.execute(f"DROP DATABASE {database} WITH (FORCE)")
+
+
+@pytest.fixture
+def settings(kafka: str, lake_settings: config.Lake, postgres: config.Warehouse, tmp_path: Path) -> Settings:
+    """Everything for one pipeline of one's own: topics, groups, lake, database; any free port for the probes."""
+    return Settings(
+        kafka=config.Kafka(
+            bootstrap_servers=kafka, topic_prefix=unique("t") + ".", group_prefix=unique("g"), partitions=4
+        ),
+        lake=lake_settings,
+        warehouse=postgres,
+        observability=config.Observability(port=0),
+        state_dir=tmp_path / "state",
+        retry_s=5.0,
+    )
