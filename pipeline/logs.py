@@ -59,15 +59,18 @@ class _Stderr(logging.StreamHandler[TextIO]):
         super().emit(record)
 
 
-def configure(stage: str, settings: Settings) -> None:
-    """Send the logs of this process, Quix Streams' and librdkafka's too, to stderr."""
+def configure(stage: str, settings: Settings, level: str | None = None) -> None:
+    """Send the logs of this process, Quix Streams' and librdkafka's too, to stderr.
+
+    `level` stands in for the setting, for a command that answers and exits.
+    """
     wanted = settings.observability
     as_json = wanted.log_format == "json" or (wanted.log_format == "auto" and not sys.stderr.isatty())
     handler = _Stderr(sys.stderr)
     handler.setFormatter(Formatter(stage, list(_secrets(settings)), as_json=as_json))
     root = logging.getLogger()
     root.handlers[:] = [other for other in root.handlers if not isinstance(other, _Stderr)] + [handler]
-    root.setLevel(wanted.log_level)
+    root.setLevel(level or wanted.log_level)
     logging.captureWarnings(capture=True)
     for name in _LIBRARIES:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))

@@ -1,0 +1,232 @@
+"""The command line: one command per stage and tool. Imports nothing heavy, so that `--help` answers at once.
+
+Exit codes: 0 well, 1 failed or not balanced, 2 bad input (for `reconcile`: cannot tell), 3 an outside system did not
+answer. Results go to stdout, logs and errors to stderr; there is colour only on a terminal.
+"""
+
+import sys
+import warnings
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Never
+
+import typer
+
+from pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    from pipeline.settings import Settings
+
+app = typer.Typer(
+    help="IoT sensor readings from Kafka to an exactly-once Delta lake and a warehouse.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+topics = typer.Typer(help="The topics of Kafka.", no_args_is_help=True, rich_markup_mode=None)
+warehouse = typer.Typer(help="The warehouse.", no_args_is_help=True, rich_markup_mode=None)
+lake = typer.Typer(help="The tables of the lake.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(topics, name="topics")
+app.add_typer(warehouse, name="warehouse")
+app.add_typer(lake, name="lake")
+
+UntilCaughtUp = Annotated[bool, typer.Option("--until-caught-up", help="Work on what is there, then exit.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+_debug = "--debug" in sys.argv[1:]
+
+
+def _stage() -> "Settings":
+    from pipeline.settings import load_settings
+
+    return load_settings()
+
+
+def _tool(name: str) -> "Settings":
+    """Settings of a command that answers and exits: of its logs, only errors matter."""
+    from pipeline import logs
+    from pipeline.settings import load_settings
+
+    settings = load_settings()
+    logs.configure(name, settings, "DEBUG" if _debug else "CRITICAL")
+    return settings
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from pipeline import __version__
+
+        typer.echo(f"pipeline {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks. May stand after any command.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """IoT sensor readings from Kafka to an exactly-once Delta lake and a warehouse."""
+
+
+@app.command()
+def ingest(until_caught_up: UntilCaughtUp = False) -> None:
+    """Decode and validate sensors.raw; write micro-batches and dead letters."""
+    from apps.ingest import run
+
+    run(_stage(), until_caught_up=until_caught_up)
+
+
+@app.command()
+def detect(until_caught_up: UntilCaughtUp = False) -> None:
+    """Score readings as they come; announce anomalies on sensors.anomalies."""
+    from apps.detect import run
+
+    run(_stage(), until_caught_up=until_caught_up)
+
+
+@app.command()
+def bronze(until_caught_up: UntilCaughtUp = False) -> None:
+    """Keep readings, dead letters and anomalies in the lake, each exactly once."""
+    from apps.bronze import run
+
+    run(_stage(), until_caught_up=until_caught_up)
+
+
+@app.command()
+def silver(until_caught_up: UntilCaughtUp = False) -> None:
+    """Refine Bronze: unique, canonical units, scored; the rest to quarantine."""
+    from apps.silver import run
+
+    run(_stage(), until_caught_up=until_caught_up)
+
+
+@app.command()
+def gold(until_caught_up: UntilCaughtUp = False) -> None:
+    """Recompute the windows, hours and days that new Silver rows touch."""
+    from apps.gold import run
+
+    run(_stage(), until_caught_up=until_caught_up)
+
+
+@app.command()
+def load(until_caught_up: UntilCaughtUp = False) -> None:
+    """Load what changed in Gold into the warehouse."""
+    from apps.load import run
+
+    run(_stage(), until_caught_up=until_caught_up)
+
+
+@app.command()
+def monitor(until_caught_up: UntilCaughtUp = False) -> None:
+    """Measure freshness and lag of every layer; serve them as metrics. --until-caught-up: once."""
+    from apps.monitor import run
+
+    run(_stage(), until_caught_up=until_caught_up)
+
+
+@app.command()
+def dashboard() -> None:
+    """Show Gold in the browser."""
+    from apps.dashboard.app import run
+
+    run(_stage())
+
+
+@app.command()
+def reconcile(
+    wait: Annotated[float, typer.Option(help="Seconds to wait for the stages to reach a cut taken now.")] = 30.0,
+    as_json: Json = False,
+) -> None:
+    """Prove that every reading is where it belongs. Exit 0: balanced, 1: not, 2: cannot tell."""
+    from apps.reconcile import run
+
+    raise typer.Exit(run(_tool("reconcile"), wait_s=wait, as_json=as_json))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check every connection, topic, bucket, table and version; say what to do. Exit 0: all well, 1: not."""
+    from apps.doctor import run
+
+    raise typer.Exit(run(_tool("doctor"), as_json=as_json))
+
+
+class Format(StrEnum):
+    """How query prints."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+
+
+@app.command()
+def query(
+    sql: Annotated[str, typer.Argument(help='E.g. "SELECT * FROM gold.sensor_5min LIMIT 5".')],
+    output: Annotated[Format, typer.Option("--format", help="How to print the rows.")] = Format.table,
+    limit: Annotated[int, typer.Option(min=0, help="Rows to print at most; 0: all.")] = 1000,
+) -> None:
+    """Ask the lake's tables in SQL (Polars')."""
+    from apps.query import run
+
+    run(_tool("query"), sql, output=output.value, limit=limit)
+
+
+@app.command()
+def config(as_json: Json = False) -> None:
+    """Show every setting with its environment variable; secrets masked."""
+    from apps.config import run
+
+    run(as_json=as_json)
+
+
+@topics.command("create")
+def topics_create() -> None:
+    """Create the topics that are missing; check those that exist."""
+    from apps.topics import create
+
+    create(_tool("topics"))
+
+
+def _fail(error: PipelineError) -> Never:
+    typer.echo(f"Error: {error.what}", err=True)
+    if error.todo:
+        typer.echo(f"  {error.todo}", err=True)
+    sys.exit(error.exit_code)
+
+
+def _unexpected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if _debug or not isinstance(error, Exception):
+        sys.__excepthook__(kind, error, trace)
+    else:
+        first = (str(error).splitlines() or [""])[0]
+        typer.echo(f"Error: {kind.__name__}: {first}\n  This is a defect: run with --debug and report it.", err=True)
+
+
+def main() -> None:
+    """Run the command line; an error of ours ends in its message and its exit code, any other in 1."""
+    sys.excepthook = _unexpected
+    if not (_debug or sys.warnoptions):
+        warnings.simplefilter("ignore")  # deprecations inside libraries are not the user's business
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(arguments, prog_name="pipeline")
+    except PipelineError as error:
+        if _debug:
+            raise
+        _fail(error)
+    except ValueError as error:
+        from contracts.registry import RegistryError
+
+        if _debug or not isinstance(error, RegistryError):
+            raise
+        from pipeline.errors import BadInput
+
+        _fail(BadInput(str(error), "Correct the registry (PIPELINE_REGISTRY)."))
+
+
+if __name__ == "__main__":
+    main()
