@@ -1,0 +1,59 @@
+# Needs python3 (3.11 or newer) and make; everything else goes into .venv.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format types audit requirements check-requirements bench clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--custom-compile-command "make requirements" pyproject.toml
+
+help: ## List the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
+
+setup: .venv/.complete ## Build .venv from the pinned requirements (the others do it too)
+
+.venv/.complete: requirements-dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup ## The whole pipeline on this machine, until Ctrl-C (ARGS="--port-offset 100": on other ports)
+	@$(BIN)/pipeline demo $(ARGS)
+
+test: setup ## All tests, with coverage (ARGS="tests/unit -x": some of them)
+	@$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term-missing $(ARGS)
+
+lint: setup ## Style: ruff, its rules and its format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup ## Mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: setup ## Types: mypy, strict
+	$(BIN)/mypy
+
+audit: setup ## Known vulnerabilities of what is pinned
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes -r requirements-dev.txt
+
+requirements: setup ## Pin the newest versions that pyproject.toml allows
+	$(BIN)/$(COMPILE) --upgrade --output-file requirements.txt
+	$(BIN)/$(COMPILE) --upgrade --constraint requirements.txt --extra demo --extra dev --output-file requirements-dev.txt
+
+check-requirements: setup ## Do the pins fit pyproject.toml? (A newer version somewhere is no reason to fail)
+	@scratch=$$(mktemp -d) && trap 'rm -rf $$scratch' EXIT && cp requirements.txt requirements-dev.txt $$scratch \
+	&& $(BIN)/$(COMPILE) --output-file $$scratch/requirements.txt \
+	&& $(BIN)/$(COMPILE) --constraint requirements.txt --extra demo --extra dev --output-file $$scratch/requirements-dev.txt \
+	&& for file in requirements.txt requirements-dev.txt; do diff -u $$file $$scratch/$$file \
+	|| { echo "$$file does not fit pyproject.toml: run make requirements"; exit 1; }; done
+
+bench: setup ## Readings per second and CPU per reading of each stage
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+clean: ## Remove what was built, .venv included
+	rm -rf .venv .demo .kafka .benchmarks .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
