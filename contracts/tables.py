@@ -228,7 +228,11 @@ class GoldSensor5Min(_Aggregate):
         gt=0,
         description="Expected-interval slots in the window; null: interval longer than it",
     )
-    reported_count: pl.Int64 = pa.Field(nullable=True, gt=0, description="Slots of them with a reading")
+    reported_count: pl.Int64 = pa.Field(
+        nullable=True,
+        ge=0,
+        description="Slots of them with a reading; 0 where it only reported outside its active range",
+    )
 
     @pa.dataframe_check
     def percentiles_in_order(cls, data: PolarsData) -> pl.LazyFrame:  # type: ignore[misc]  # noqa: N805 - Pandera makes it a class method
