@@ -131,7 +131,7 @@ def read(
 ) -> pl.DataFrame:
     """These slices' rows of a table that is partitioned by event_date, as the table object sees it.
 
-    Raises Unreachable where a file cannot be read.
+    Raises NotSetUp where a file is gone, else as `pipeline.lake.translated` says.
     """
     with translated(f"read {len(starts)} windows of {table.table_uri}"):
         return pl.scan_delta(table).filter(within(starts, column)).select(columns).collect()

@@ -7,7 +7,7 @@ from deltalake import DeltaTable, write_deltalake
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import Unreachable
+from pipeline.errors import NotSetUp, Unreachable
 from pipeline.slices import Slices, read, starts_of, within
 
 START = datetime(2026, 3, 31, 23, 0, tzinfo=UTC)
@@ -158,7 +158,7 @@ def test_reads_only_the_files_that_can_hold_these_slices(
 def test_a_file_that_is_needed_and_gone_is_an_error(table: DeltaTable) -> None:
     for path in Path(table.table_uri.removeprefix("file://")).rglob("*.parquet"):
         path.unlink()
-    with pytest.raises(Unreachable, match="windows of"):
+    with pytest.raises(NotSetUp, match="windows of"):
         read(table, [slot(0)], ["n"])
 
 

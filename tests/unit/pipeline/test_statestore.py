@@ -1,0 +1,120 @@
+import json
+from pathlib import Path
+
+import fsspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import SchemaTooNew
+from pipeline.statestore import Manifest, StateStore
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> StateStore:
+    return store_in(tmp_path)
+
+
+def store_in(directory: Path) -> StateStore:
+    return StateStore(fsspec.filesystem("file", auto_mkdir=True), f"{directory}/_state/")
+
+
+def objects(directory: Path) -> list[Path]:
+    return sorted((directory / "_state").iterdir())
+
+
+@settings(max_examples=25)
+@given(
+    steps=st.lists(st.dictionaries(st.integers(0, 7), st.binary(max_size=200), max_size=8), min_size=1, max_size=12),
+    outbox=st.binary(max_size=50),
+)
+def test_each_version_reads_back_as_the_last_value_of_every_bucket(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[dict[int, bytes]], outbox: bytes
+) -> None:
+    directory = tmp_path_factory.mktemp("store")
+    store = store_in(directory)
+    expected: dict[int, bytes] = {}
+    base: Manifest | None = None
+    for version, values in enumerate(steps):
+        manifest = store.put(version, 8, values, outbox, base)
+        expected |= values
+        before, base = base, manifest
+        store.drop((before.names if before else frozenset()) - manifest.names)
+        found = store.load(version, manifest.attempt)
+        assert found is not None
+        assert found.manifest == manifest
+        assert found.values == expected
+        assert found.outbox == outbox
+        assert {path.name for path in objects(directory)} == manifest.names
+
+
+def test_a_version_that_was_never_written_is_none(store: StateStore) -> None:
+    assert store.load(3, 1) is None
+
+
+def test_two_attempts_at_a_version_are_kept_apart(store: StateStore) -> None:
+    first = store.put(1, 1, {0: b"first"}, b"", None)
+    second = store.put(1, 1, {0: b"second"}, b"", None)
+    for manifest, value in ((first, b"first"), (second, b"second")):
+        found = store.load(1, manifest.attempt)
+        assert found is not None
+        assert found.values[0] == value
+
+
+@pytest.mark.parametrize("length", [0, 10, 30, 400, -60, -1])
+def test_a_damaged_object_is_no_state(store: StateStore, tmp_path: Path, length: int) -> None:
+    base = store.put(1, 2, {1: b"superseded", 0: bytes(300)}, b"", None)
+    manifest = store.put(2, 2, {1: b"x" * 300}, b"outbox", base)
+    for path in objects(tmp_path):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:length])
+        assert store.load(2, manifest.attempt) is None
+        path.write_bytes(whole)
+    assert store.load(2, manifest.attempt) is not None
+
+
+def test_an_object_that_an_older_version_left_and_that_is_gone_is_no_state(store: StateStore) -> None:
+    base = store.put(1, 2, {0: b"a", 1: b"b"}, b"", None)
+    manifest = store.put(2, 2, {1: b"c"}, b"", base)
+    store.drop(base.names)
+    assert store.load(2, manifest.attempt) is None
+
+
+def test_orphans_are_past_objects_that_the_version_does_not_name(store: StateStore, tmp_path: Path) -> None:
+    base = store.put(1, 2, {0: b"a", 1: b"b"}, b"", None)
+    superseded = store.put(2, 2, {1: b"c"}, b"", base)
+    failed = store.put(3, 2, {1: b"failed"}, b"", superseded)
+    current = store.put(3, 2, {1: b"d"}, b"", superseded)
+    store.put(4, 2, {1: b"of another writer"}, b"", current)
+    (tmp_path / "_state" / "notes.txt").touch()
+    orphans = store.orphans(current)
+    assert superseded.names - base.names | failed.names - base.names <= orphans
+    assert not orphans & current.names
+    store.drop(orphans | {"00000000000000000001-0000000000000000.state"})
+    assert len(objects(tmp_path)) == len(current.names) + 2
+
+
+def test_an_empty_directory_has_no_orphans(tmp_path: Path) -> None:
+    manifest = store_in(tmp_path / "elsewhere").put(1, 1, {}, b"", None)
+    assert store_in(tmp_path).orphans(manifest) == frozenset()
+
+
+def test_superseded_bytes_are_bounded_by_a_full_rewrite(store: StateStore, tmp_path: Path) -> None:
+    buckets = range(64)
+    base = None
+    for version in range(64):
+        full = base is None or base.wasteful
+        values = {bucket: bytes(4_096) for bucket in (buckets if full else buckets[version:])}
+        manifest = store.put(version, 64, values, b"", None if full else base)
+        store.drop((base.names if base else frozenset()) - manifest.names)
+        base = manifest
+    assert sum(path.stat().st_size for path in objects(tmp_path)) < 6 * 64 * 4_096
+
+
+def test_a_newer_format_is_refused(store: StateStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.statestore.FORMAT", 2)
+    manifest = store.put(1, 1, {0: b"a"}, b"", None)
+    monkeypatch.undo()
+    assert json.dumps({"format": 2})[1:-1].replace(" ", "").encode() in objects(tmp_path)[0].read_bytes()
+    with pytest.raises(SchemaTooNew, match="format 2"):
+        store.load(1, manifest.attempt)
