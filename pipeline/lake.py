@@ -5,22 +5,22 @@ and a restart reads them back. A writer appends with the table object whose prog
 the commit when another writer moved any of its app ids in between, and nothing else fences it.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date
+from uuid import uuid4
 
+import fsspec
 import pandera.errors
 import polars as pl
-import s3fs
+from botocore.exceptions import BotoCoreError
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from contracts.tables import SCHEMA_VERSION, Table
 from pipeline import settings as config
 from pipeline.errors import AccessDenied, Conflict, ContractBroken, NotSetUp, SchemaTooNew, Unreachable
-
-SCHEMA_APP_ID = "schema"
-"""Application transaction whose version is the table's schema version (delta-rs takes no properties of ours)."""
 
 CONFIGURATION = {
     "delta.enableChangeDataFeed": "true",
@@ -53,8 +53,8 @@ class Lake:
                     f"There is no table {self.uri(table.path)}.",
                     "The stage that writes it creates it: start that.",
                 ) from None
-        version = progress(opened, SCHEMA_APP_ID)
-        if version is not None and version > SCHEMA_VERSION:
+        version = schema_version(opened)
+        if version > SCHEMA_VERSION:
             raise SchemaTooNew(
                 f"{self.uri(table.path)} has schema version {version}; this pipeline knows up to {SCHEMA_VERSION}.",
                 "Run the newer version of the pipeline that wrote it.",
@@ -73,34 +73,71 @@ class Lake:
                     self.uri(table.path),
                     schema=pl.DataFrame(schema=table.schema).to_arrow().schema,
                     partition_by=[table.partition_by],
-                    name=table.path,
+                    name=f"{table.path}@{SCHEMA_VERSION}",
                     description=table.description,
                     configuration=CONFIGURATION,
                     storage_options=self.storage_options,
-                    commit_properties=CommitProperties(app_transactions=[Transaction(SCHEMA_APP_ID, SCHEMA_VERSION)]),
                 )
             except (CommitFailedError, DeltaError) as error:
                 if "already exists" not in str(error).lower():
                     raise
         return self.open(table)
 
-    def files(self) -> s3fs.S3FileSystem:
-        """The store as a file system, for what is not a table (states, exports)."""
+    def files(self) -> fsspec.AbstractFileSystem:
+        """The store as a file system, for what is not a table (states, exports). Its paths are those of `uri`."""
         settings = self._settings
+        if not _on_s3(settings):
+            return fsspec.filesystem("file", auto_mkdir=True)
         secret = settings.secret_access_key
-        return s3fs.S3FileSystem(
+        return fsspec.filesystem(
+            "s3",
             key=settings.access_key_id,
             secret=secret.get_secret_value() if secret else None,
             endpoint_url=settings.endpoint_url,
             client_kwargs={"region_name": settings.region},
-            config_kwargs={"connect_timeout": settings.timeout_s, "read_timeout": settings.timeout_s},
+            config_kwargs={
+                "connect_timeout": min(settings.timeout_s, 3.0),
+                "read_timeout": settings.timeout_s,
+                "retries": {"mode": "standard", "total_max_attempts": 3},
+            },
             use_listings_cache=False,
             skip_instance_cache=True,
         )
 
+    def require_conditional_put(self) -> None:
+        """Write one object twice, the second time only if it is not there: the fence under every commit.
+
+        Raises NotSetUp where the store takes the second one: two writers there would overwrite each other's
+        commits. Raises as `translated` says.
+        """
+        files, path = self.files(), self.uri(f"_checks/{uuid4()}")
+        with translated(f"write to {self.uri('')}"):
+            try:
+                files.pipe_file(path, b"first", mode="create")
+                files.pipe_file(path, b"second", mode="create")
+            except FileExistsError:
+                return
+            finally:
+                if files.exists(path):
+                    files.rm_file(path)
+        raise NotSetUp(
+            f"The object store of {self._settings.uri} ignores If-None-Match: it does not keep two writers apart.",
+            "Use a store with conditional writes: S3 itself, SeaweedFS 4, MinIO.",
+        )
+
+
+def _on_s3(settings: config.Lake) -> bool:
+    return settings.uri.startswith(("s3://", "s3a://"))
+
 
 def storage_options(settings: config.Lake) -> dict[str, str]:
-    """What delta-rs and Polars need to reach the store."""
+    """What delta-rs and Polars need to reach the store; nothing for a local path.
+
+    An unreachable endpoint is given up after about 8 s: the stages have a retry loop of their own. (`max_retries`,
+    which delta-rs knows too, would have to be text for delta-rs and a number for Polars.)
+    """
+    if not _on_s3(settings):
+        return {}
     options = {"region": settings.region, "timeout": f"{settings.timeout_s}s", "connect_timeout": "3s"}
     if settings.endpoint_url:
         options["endpoint_url"] = settings.endpoint_url
@@ -108,7 +145,17 @@ def storage_options(settings: config.Lake) -> dict[str, str]:
     if settings.access_key_id and settings.secret_access_key:
         options["access_key_id"] = settings.access_key_id
         options["secret_access_key"] = settings.secret_access_key.get_secret_value()
-    return {f"aws_{key}": value for key, value in options.items()}
+    return {f"aws_{key}": value for key, value in options.items()} | {
+        "retry_timeout": "8s",
+        "backoff_config.init_backoff": "200ms",
+        "backoff_config.max_backoff": "2s",
+    }
+
+
+def schema_version(table: DeltaTable) -> int:
+    """Version of the layout, from the table's name, `path@version`: delta-rs takes no properties of ours, and an
+    application transaction would cost a look through the log at each opening."""
+    return int(table.metadata().name.rpartition("@")[2])
 
 
 def progress(table: DeltaTable, app_id: str) -> int | None:
@@ -183,23 +230,51 @@ def days(column: str, values: list[date]) -> str:
     return f"{column} in ({quoted})" if values else "false"
 
 
-_DENIED = ("AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Forbidden", "ExpiredToken")
-_CONFLICT = ("Concurrent transaction", "Invalid table version", "conflict", "Commit failed")
+_DENIED = re.compile(
+    r"403 Forbidden|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|InvalidToken"
+    r"|lacked the necessary privileges"
+)
+_CONFLICT = re.compile(
+    r"Concurrent|concurrent|Invalid table version|Transaction failed|[Vv]ersion \d+ already exists"
+)
+_NOISE = re.compile(
+    r"\x1b\[[0-9;]*m|^Kernel error -> |, max_retries: \d+, retry_timeout: \w+|\?list-type=2\S*| in [\d.]+[nµm]?s\b"
+)
+_XML = re.compile(r"<\?xml.*?<Code>(?P<code>[^<]*)</Code>(?:.*?<Message>(?P<message>[^<]*)</Message>)?.*", re.DOTALL)
+
+
+def cleaned(text: str) -> str:
+    """One line of what delta-rs or the store said: no colours, arrows or XML, but the store's error code."""
+    line = _XML.sub(lambda found: ": ".join(filter(None, found.groups())), text)
+    return " ".join(_NOISE.sub("", re.sub(r"\s*(?:\x1b\[31m)?↳(?:\x1b\[0m)?\s*", ": ", line)).split())
 
 
 @contextmanager
 def translated(doing: str) -> Iterator[None]:
-    """Turn what delta-rs and the store raise into an error of ours that says what was tried."""
+    """Turn what delta-rs, fsspec and the store raise into an error of ours that says what was tried.
+
+    Raises AccessDenied, NotSetUp (no such bucket or file), Conflict or Unreachable.
+    """
     try:
         yield
-    except (DeltaError, OSError) as error:
-        text = str(error)
-        if any(mark in text for mark in _DENIED):
+    except (DeltaError, OSError, BotoCoreError) as error:
+        text = cleaned(str(error))
+        if isinstance(error, PermissionError) or _DENIED.search(text):
             raise AccessDenied(
                 f"The object store refused to {doing}: {text}",
                 "Check PIPELINE_LAKE__ACCESS_KEY_ID and PIPELINE_LAKE__SECRET_ACCESS_KEY, or the role's policy.",
             ) from error
-        if isinstance(error, CommitFailedError) or any(mark in text for mark in _CONFLICT):
+        if "NoSuchBucket" in text or "bucket does not exist" in text:
+            raise NotSetUp(
+                f"Could not {doing}: there is no such bucket ({text}).",
+                "Create the bucket, or check PIPELINE_LAKE__URI.",
+            ) from error
+        if isinstance(error, FileNotFoundError):
+            raise NotSetUp(
+                f"Could not {doing}: a file is missing ({text}).",
+                "Was it deleted, or vacuumed away before it was read? `pipeline rebuild` makes a table anew.",
+            ) from error
+        if isinstance(error, CommitFailedError) or _CONFLICT.search(text):
             raise Conflict(f"Another writer was first: could not {doing}: {text}") from error
         raise Unreachable(
             f"Could not {doing}: {text}",
