@@ -12,18 +12,16 @@ import msgspec
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 """1 to 128 code points."""
 
-SensorId = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f-\x9f]*\Z")]
-"""1 to 128 code points, none of them a control character (Unicode category Cc)."""
-
 
 class Reading(msgspec.Struct, gc=False, frozen=True):
     """One sensor reading as it comes from a device.
 
-    `timestamp` stays text here: it is parsed a column at a time, by `pipeline.decode`.
+    What is cheaper to judge a column at a time, `pipeline.decode` judges: that `sensor_id` has no control character
+    (Unicode category Cc), `sensor_type`, and `timestamp`, which stays text here.
     """
 
     event_id: Name
-    sensor_id: SensorId
+    sensor_id: Name
     sensor_type: str
     location: Name
     timestamp: str
@@ -52,6 +50,25 @@ class Reason(StrEnum):
     """Before 1970, or further in the future than the clock skew allowance."""
     UNKNOWN_SENSOR_TYPE = "unknown_sensor_type"
     """A sensor type that the registry does not have."""
+
+
+class DeadLetterHeader(StrEnum):
+    """Headers of a dead letter, text, behind those of its raw message. Where a name comes twice the last counts."""
+
+    REASON = "dlq.reason"
+    """A Reason."""
+    MESSAGE = "dlq.message"
+    """What exactly was wrong."""
+    TOPIC = "dlq.topic"
+    """Topic that the message came from; `dlq.partition` and `dlq.offset` name its place there."""
+    PARTITION = "dlq.partition"
+    OFFSET = "dlq.offset"
+    TIMESTAMP = "dlq.timestamp"
+    """When the broker took the raw message, in ms since 1970."""
+    VERSION = "dlq.version"
+    """Version of the pipeline that refused it."""
+    TRUNCATED = "dlq.truncated"
+    """Only on a message too large for a dead letter: bytes of its value before the cut. Its headers are left out."""
 
 
 LABEL_HEADER = "anomaly"

@@ -1,0 +1,234 @@
+"""Raw messages -> readings and dead letters: the wire contract, enforced.
+
+Only the JSON decode goes message by message; everything else is judged a column at a time. Nothing is thrown:
+whatever the bytes are, a message comes out as one valid row or as one `Dead` with its reason.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+import msgspec
+import polars as pl
+
+from contracts.wire import Reading, Reason
+
+READING_SCHEMA = pl.Schema(
+    {
+        "event_id": pl.String(),
+        "sensor_id": pl.String(),
+        "sensor_type": pl.String(),
+        "location": pl.String(),
+        "timestamp": pl.Datetime("us", "UTC"),
+        "value": pl.Float64(),
+        "unit": pl.String(),
+        "label": pl.String(),
+        "raw_partition": pl.Int32(),
+        "raw_offset": pl.Int64(),
+        "raw_timestamp": pl.Datetime("us", "UTC"),
+    }
+)
+"""A decoded reading, in this order; only `label` may be null. `raw_timestamp` is when the broker took the message."""
+
+MAX_UNIT_BYTES = 65_536
+"""A unit may be any text, but a reading has to fit into a micro-batch."""
+
+MAX_MESSAGE = 300
+"""Characters of a dead letter's message, at most."""
+
+
+class RawMessages(NamedTuple):
+    """Messages of `sensors.raw` as columns of equal length, in the order in which they were read."""
+
+    values: Sequence[bytes | None]
+    partitions: Sequence[int]
+    offsets: Sequence[int]
+    timestamps_ms: Sequence[int]
+    labels: Sequence[str | None] | None = None
+    """Kind of injected anomaly, from the header; None where no message has any."""
+
+
+class Dead(NamedTuple):
+    """A message that is not a reading. `row` is its place among the messages."""
+
+    row: int
+    reason: Reason
+    message: str
+
+
+class Split(NamedTuple):
+    """Readings (READING_SCHEMA, in the order of the messages) and the rest, by ascending row."""
+
+    valid: pl.DataFrame
+    dead: list[Dead]
+
+
+_decoder = msgspec.json.Decoder(Reading)
+_syntax = msgspec.json.Decoder(msgspec.Raw)
+
+
+def decode(messages: RawMessages, *, sensor_types: Iterable[str], now: datetime, clock_skew_s: float) -> Split:
+    """Split raw messages into readings and dead letters; every message is in exactly one of them.
+
+    `now` is timezone-aware. An event time from 1970 to `now` + `clock_skew_s` is accepted, both included.
+    """
+    readings, kept, dead = _read(messages.values)
+    frame = pl.DataFrame(
+        {
+            "event_id": pl.Series([reading.event_id for reading in readings], dtype=pl.String),
+            "sensor_id": pl.Series([reading.sensor_id for reading in readings], dtype=pl.String),
+            "sensor_type": pl.Series([reading.sensor_type for reading in readings], dtype=pl.String),
+            "location": pl.Series([reading.location for reading in readings], dtype=pl.String),
+            "sent": pl.Series([reading.timestamp for reading in readings], dtype=pl.String),
+            "value": pl.Series([reading.value for reading in readings], dtype=pl.Float64),
+            "unit": pl.Series([reading.unit for reading in readings], dtype=pl.String),
+        }
+    )
+    origin = pl.DataFrame(
+        {
+            "label": pl.Series(messages.labels or [None] * len(messages.values), dtype=pl.String),
+            "raw_partition": pl.Series(messages.partitions, dtype=pl.Int32),
+            "raw_offset": pl.Series(messages.offsets, dtype=pl.Int64),
+            "raw_timestamp": pl.Series(messages.timestamps_ms, dtype=pl.Int64).cast(pl.Datetime("ms", "UTC")),
+            "row": pl.int_range(len(messages.values), eager=True),
+        }
+    )
+    frame = pl.concat([frame, origin if not dead else origin[kept]], how="horizontal").with_columns(
+        timestamp=parse_rfc3339(frame["sent"])
+    )
+    frame = frame.with_columns(refused=_refused(sensor_types, now + timedelta(seconds=clock_skew_s)))
+    if frame["refused"].null_count() < len(frame):
+        dead += _explained(frame.filter(pl.col("refused").is_not_null()), sorted(sensor_types))
+        frame = frame.filter(pl.col("refused").is_null())
+    return Split(frame.select(READING_SCHEMA.names()).cast(READING_SCHEMA), sorted(dead))
+
+
+def _read(values: Sequence[bytes | None]) -> tuple[list[Reading], list[int], list[Dead]]:
+    """JSON -> objects: the readings, their rows, and what is none.
+
+    msgspec skips the text of unknown fields unread, so that the bytes are checked to be UTF-8 beforehand. Of an error
+    only the text is kept: its traceback would keep the whole batch alive.
+    """
+    text = pl.Series(values, dtype=pl.Binary).cast(pl.String, strict=False)
+    textless = set(text.is_null().arg_true()) if text.null_count() else frozenset()
+    readings: list[Reading] = []
+    kept: list[int] = []
+    dead: list[Dead] = []
+    read, keep, one = readings.append, kept.append, _decoder.decode
+    for row, value in enumerate(values):
+        if value is None or row in textless:
+            dead.append(_not_text(row, value))
+            continue
+        try:
+            read(one(value))
+        except (msgspec.DecodeError, RecursionError) as error:
+            dead.append(_not_a_reading(row, value, str(error)))
+        else:
+            keep(row)
+    return readings, kept, dead
+
+
+def _not_text(row: int, value: bytes | None) -> Dead:
+    if value is None:
+        return Dead(row, Reason.TOMBSTONE, "The value is null.")
+    try:
+        value.decode()
+    except UnicodeDecodeError as error:
+        return Dead(row, Reason.NOT_UTF8, str(error)[:MAX_MESSAGE])
+    return Dead(row, Reason.NOT_UTF8, "Not UTF-8.")
+
+
+def _not_a_reading(row: int, value: bytes, message: str) -> Dead:
+    """Why msgspec refused it: its syntax, looked at alone, before its fields."""
+    try:
+        _syntax.decode(value)
+    except (msgspec.DecodeError, RecursionError) as error:
+        return Dead(row, Reason.NOT_JSON, str(error)[:MAX_MESSAGE])
+    if "missing required field" in message:
+        reason = Reason.MISSING_FIELD
+    elif " - at `$" in message:
+        reason = Reason.INVALID_FIELD
+    else:
+        reason = Reason.NOT_AN_OBJECT
+    return Dead(row, reason, message[:MAX_MESSAGE])
+
+
+_CONTROL = r"[\x00-\x1f\x7f-\x9f]"
+
+
+def _refused(sensor_types: Iterable[str], latest: datetime) -> pl.Expr:
+    """The reason why a decoded reading is refused, the first in this order; null where it is valid."""
+    time = pl.col("timestamp")
+    return (
+        pl.when(pl.col("sensor_id").str.contains(_CONTROL) | (pl.col("unit").str.len_bytes() > MAX_UNIT_BYTES))
+        .then(pl.lit(Reason.INVALID_FIELD.value))
+        .when(time.is_null())
+        .then(pl.lit(Reason.BAD_TIMESTAMP.value))
+        .when((time < datetime(1970, 1, 1, tzinfo=UTC)) | (time > latest))
+        .then(pl.lit(Reason.TIMESTAMP_OUT_OF_RANGE.value))
+        .when(~pl.col("sensor_type").is_in(list(sensor_types)))
+        .then(pl.lit(Reason.UNKNOWN_SENSOR_TYPE.value))
+    )
+
+
+def _explained(refused: pl.DataFrame, sensor_types: Sequence[str]) -> list[Dead]:
+    dead = []
+    for row in refused.iter_rows(named=True):
+        reason = Reason(row["refused"])
+        if reason is Reason.UNKNOWN_SENSOR_TYPE:
+            message = f"sensor_type {row['sensor_type']!r:.80} is none of {', '.join(sensor_types)}"
+        elif reason is Reason.INVALID_FIELD and len(row["unit"].encode()) > MAX_UNIT_BYTES:
+            message = f"unit is longer than {MAX_UNIT_BYTES} bytes"
+        elif reason is Reason.INVALID_FIELD:
+            message = f"sensor_id {row['sensor_id']!r:.80} has a control character"
+        elif reason is Reason.BAD_TIMESTAMP:
+            message = f"timestamp {row['sent']!r:.80} is not RFC 3339 with a zone"
+        else:
+            message = f"timestamp {row['sent']!r:.80} is before 1970 or in the future"
+        dead.append(Dead(row["row"], reason, message[:MAX_MESSAGE]))
+    return dead
+
+
+_RFC3339 = (
+    r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt]"  # date "T"
+    r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:(?:[0-5][0-9]|60)(?:\.[0-9]+)?"  # time
+    r"(?:[Zz]|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])$"  # zone
+)
+
+
+def parse_rfc3339(text: pl.Series) -> pl.Series:
+    """Instants (Datetime us, UTC) of RFC 3339 date-times; null where the text is none.
+
+    By the RFC, section 5.6: `T` and `Z` may be lower case, nothing else may stand for them, a zone is required and
+    `-00:00` is one. Digits beyond the microsecond are cut off. A second of 60 is accepted where the RFC has leap
+    seconds (the end of 30 June or 31 December, UTC; section 5.7), and is the second after, as in POSIX time.
+    """
+    sent = pl.col("text")
+    seconds = (
+        sent.str.slice(0, 10).str.to_date("%Y-%m-%d", strict=False).cast(pl.Int64) * 86_400
+        + _number(sent, 11) * 3_600
+        + _number(sent, 14) * 60
+        + _number(sent, 17)
+    )
+    fraction = sent.str.extract(r"^.{19}\.([0-9]{1,6})").str.pad_end(6, "0").cast(pl.Int64).fill_null(0)
+    frame = text.to_frame("text").select(pl.when(sent.str.contains(_RFC3339)).then(sent))
+    if not frame["text"].str.ends_with("Z").all():
+        east = pl.when(sent.str.slice(-6, 1) == "-").then(-1).otherwise(1)
+        zone = pl.when(sent.str.slice(-6, 1).is_in(["+", "-"])).then(
+            _number(sent, -5) * 3_600 + _number(sent, -2) * 60
+        )
+        seconds -= (zone * east).fill_null(0)
+    frame = frame.select(
+        "text", instant=(seconds * 1_000_000 + fraction).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    )
+    leap = frame["text"].str.slice(17, 2) == "60"
+    if leap.any():
+        after = pl.col("instant").dt
+        allowed = (after.strftime("%m-%d %H:%M:%S").is_in(["01-01 00:00:00", "07-01 00:00:00"])) | ~leap
+        frame = frame.with_columns(pl.when(allowed).then("instant").alias("instant"))
+    return frame["instant"]
+
+
+def _number(text: pl.Expr, start: int) -> pl.Expr:
+    """The two digits that begin there."""
+    return text.str.slice(start, 2).cast(pl.Int64, strict=False)
