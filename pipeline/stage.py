@@ -153,10 +153,11 @@ def retrying(settings: Settings, doing: str, fn: Callable[[], T]) -> T:
     def note(state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         wait_s = state.next_action.sleep if state.next_action else 0.0
-        log.warning("could not %s, attempt %d, next in %.1f s: %s", doing, state.attempt_number, wait_s, error)
+        what = error.what if isinstance(error, TransientError) else ""
+        log.warning("could not %s, attempt %d, next in %.1f s: %s", doing, state.attempt_number, wait_s, what)
         if stage is not None:
             metrics.RETRIES.labels(stage=stage.name).inc()
-            stage.unready(f"could not {doing}: {error}")
+            stage.unready(f"could not {doing}: {what}")
 
     stop: tenacity.stop.stop_base = tenacity.stop_after_delay(settings.retry_s)
     sleep: Callable[[float], None] = time.sleep
