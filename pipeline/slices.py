@@ -84,6 +84,12 @@ class Slices:
             self._size += _weight(after) - _weight(before)
         self._evict()
 
+    def drop(self, starts: Collection[datetime]) -> None:
+        """Hold these slices no longer: they were replaced."""
+        for start in starts:
+            if (rows := self._held.pop(start, None)) is not None:
+                self._size -= _weight(rows)
+
     def clear(self) -> None:
         """Hold nothing."""
         self._held.clear()

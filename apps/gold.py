@@ -1,0 +1,88 @@
+"""gold: silver/readings -> gold/sensor_5min -> gold/location_hourly, gold/daily_summary.
+
+Three incremental refreshes, one after the other; each commits its own progress (application transactions `silver`
+and `sensor_5min`), so that a stop anywhere between them leaves nothing to repair.
+"""
+
+from functools import partial
+
+from contracts.registry import Registry, RegistryError, load_registry
+from contracts.tables import GOLD_DAILY_SUMMARY, GOLD_LOCATION_HOURLY, GOLD_SENSOR_5MIN, SILVER_READINGS
+from pipeline import aggregate
+from pipeline.errors import BadInput, NotSetUp
+from pipeline.lake import Lake
+from pipeline.refresh import Derived, Refresh
+from pipeline.settings import Settings
+from pipeline.stage import Stage, poll, retrying, running
+
+
+def run(settings: Settings, *, until_caught_up: bool = False) -> None:
+    """Keep the Gold tables up to date until stopped, or until they cover what Silver has now."""
+    with running("gold", settings) as stage:
+        refreshes = refreshes_of(settings)
+
+        def cycle() -> int:
+            rows = sum(retrying(settings, f"refresh {refresh.name}", refresh) for refresh in refreshes)
+            return rows if until_caught_up else 0  # a refresh leaves nothing over: the next is due after the interval
+
+        if _silver_is_there(stage, settings, until_caught_up):
+            poll(stage, settings.gold.interval_s, cycle, until_caught_up)
+
+
+def refreshes_of(settings: Settings) -> list[Refresh]:
+    """The three tables in the order in which they depend on each other. Raises BadInput for a wrong registry."""
+    try:
+        registry = load_registry(settings.registry)
+    except RegistryError as error:
+        raise BadInput(str(error), "Correct the sensor registry (PIPELINE_REGISTRY).") from error
+    lake = Lake(settings.lake)
+    return [Refresh(lake, table, settings.gold.max_rows) for table in tables(registry)]
+
+
+def tables(registry: Registry) -> list[Derived]:
+    """The Gold tables, each with its source and its definition."""
+    windows = Derived(
+        source=SILVER_READINGS,
+        time="timestamp",
+        columns=(*aggregate.READING_COLUMNS, "raw_timestamp"),
+        app_id="silver",
+        target=GOLD_SENSOR_5MIN,
+        window="window_start",
+        length=aggregate.FIVE_MINUTES,
+        compute=partial(aggregate.sensor_5min, registry=registry),
+    )
+    hours = Derived(
+        source=GOLD_SENSOR_5MIN,
+        time="window_start",
+        columns=aggregate.WINDOW_COLUMNS,
+        app_id="sensor_5min",
+        target=GOLD_LOCATION_HOURLY,
+        window="hour",
+        length=aggregate.HOUR,
+        compute=partial(aggregate.location_hourly, registry=registry),
+    )
+    days = Derived(
+        source=GOLD_SENSOR_5MIN,
+        time="window_start",
+        columns=aggregate.WINDOW_COLUMNS,
+        app_id="sensor_5min",
+        target=GOLD_DAILY_SUMMARY,
+        window="event_date",
+        length=aggregate.DAY,
+        compute=partial(aggregate.daily_summary, registry=registry),
+    )
+    return [windows, hours, days]
+
+
+def _silver_is_there(stage: Stage, settings: Settings, until_caught_up: bool) -> bool:
+    """Wait for the table that silver creates. False: stopping, or nothing to do."""
+    lake = Lake(settings.lake)
+    while True:
+        try:
+            retrying(settings, "open silver/readings", lambda: lake.open(SILVER_READINGS))
+        except NotSetUp as error:
+            stage.unready(str(error))
+            if until_caught_up or stage.wait(settings.gold.interval_s):
+                return False
+        else:
+            return True
