@@ -1,0 +1,250 @@
+"""What follows from the contracts: warehouse DDL, the lake's schemas, the wire's JSON Schema, the data dictionary.
+
+`python -m contracts.derive` writes them into schemas/; a test holds the files equal to what this module says.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import deltalake
+import msgspec
+import pandera.polars as pa
+import polars as pl
+
+from contracts.tables import (
+    GOLD_DAILY_SUMMARY,
+    GOLD_LOCATION_HOURLY,
+    GOLD_SENSOR_5MIN,
+    SCHEMA_VERSION,
+    TABLES,
+    Table,
+)
+from contracts.wire import Reading, Reason
+
+DIRECTORY = Path(__file__).parent.parent / "schemas"
+
+Dialect = Literal["postgresql", "redshift"]
+
+SCHEMA = "analytics"
+"""The warehouse's schema."""
+
+LEDGER = "load_ledger"
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A Gold table in the warehouse. `window` is the column that loads delete by."""
+
+    table: Table
+    window: str
+
+    @property
+    def name(self) -> str:
+        """Its name in the warehouse's schema."""
+        return "fact_" + self.table.path.split("/")[1]
+
+
+FACTS = (
+    Fact(GOLD_SENSOR_5MIN, "window_start"),
+    Fact(GOLD_LOCATION_HOURLY, "hour"),
+    Fact(GOLD_DAILY_SUMMARY, "event_date"),
+)
+
+_TYPES: dict[pl.DataType, str] = {
+    pl.Int32(): "INTEGER",
+    pl.Int64(): "BIGINT",
+    pl.Float64(): "DOUBLE PRECISION",
+    pl.Boolean(): "BOOLEAN",
+    pl.Date(): "DATE",
+    pl.Datetime("us", "UTC"): "TIMESTAMPTZ",
+}
+_TEXT: dict[Dialect, str] = {
+    "postgresql": "TEXT",
+    "redshift": "VARCHAR(512)",  # bytes: 128 code points of at most 4
+}
+
+
+def statements(dialect: Dialect) -> list[str]:
+    """DDL that makes the warehouse's schema and tables where they are missing."""
+    return [
+        f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}",
+        *(statement for fact in FACTS for statement in _fact(fact, dialect)),
+        *_ledger(dialect),
+    ]
+
+
+def _fact(fact: Fact, dialect: Dialect) -> list[str]:
+    name = f"{SCHEMA}.{fact.name}"
+    columns = _columns(fact.table)
+    lines = [
+        f'    "{column}" {_TEXT[dialect] if type == pl.String() else _TYPES[type]}'
+        + ("" if columns[column].nullable else " NOT NULL")
+        for column, type in fact.table.schema.items()
+    ]
+    # the window first: loads delete by it, and it bounds most queries
+    key = [fact.window, *(column for column in fact.table.key if column != fact.window)]
+    lines.append(f"    PRIMARY KEY ({_quoted(key)})")
+    return [
+        f"CREATE TABLE IF NOT EXISTS {name} (\n" + ",\n".join(lines) + "\n)" + _layout(fact, dialect),
+        f"COMMENT ON TABLE {name} IS {_literal(fact.table.description)}",
+        *(
+            f'COMMENT ON COLUMN {name}."{column}" IS {_literal(columns[column].description or "")}'
+            for column in fact.table.schema
+        ),
+    ]
+
+
+def _layout(fact: Fact, dialect: Dialect) -> str:
+    if dialect == "postgresql":
+        return ""
+    # primary keys are not enforced there; by the sort key a load deletes, and a query reads, only its windows' blocks
+    spread = ' DISTKEY ("sensor_id")' if "sensor_id" in fact.table.key else " DISTSTYLE AUTO"
+    return f'{spread} COMPOUND SORTKEY ("{fact.window}")'
+
+
+def _ledger(dialect: Dialect) -> list[str]:
+    name = f"{SCHEMA}.{LEDGER}"
+    return [
+        f"CREATE TABLE IF NOT EXISTS {name} (\n"
+        f"    table_name {_TEXT[dialect]} NOT NULL,\n"
+        "    gold_version BIGINT NOT NULL,\n"
+        "    row_count BIGINT NOT NULL,\n"
+        "    loaded_at TIMESTAMPTZ NOT NULL,\n"
+        "    PRIMARY KEY (table_name, gold_version)\n"
+        ")",
+        f"COMMENT ON TABLE {name} IS 'Which version of a Gold table a fact table shows: the highest of its rows'",
+    ]
+
+
+def wire_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of a message of sensors.raw."""
+    _, components = msgspec.json.schema_components([Reading])
+    schema = components["Reading"]
+    properties = schema["properties"]
+    properties["sensor_id"]["pattern"] = r"^[^\u0000-\u001f\u007f-\u009f]*$"  # no Unicode Cc, as pipeline.decode asks
+    properties["sensor_type"]["description"] = "A type of the sensor registry"
+    properties["timestamp"] |= {
+        "format": "date-time",
+        "description": "RFC 3339 with a zone; from 1970 to now, and the clock skew allowance beyond it",
+    }
+    properties["value"]["description"] = "A finite number that a float64 can hold"
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A reading on sensors.raw",
+        "description": "UTF-8, one object per message, keyed by sensor_id. Unknown fields are ignored.",
+        **{key: value for key, value in schema.items() if key not in ("title", "description")},
+    }
+
+
+def lake_schemas() -> dict[str, Any]:
+    """Every Delta table: its schema, partition column and row key."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "tables": {
+            table.path: {
+                "description": table.description,
+                "partition_by": table.partition_by,
+                "key": list(table.key),
+                "schema": json.loads(deltalake.Schema.from_arrow(_arrow(table)).to_json()),
+            }
+            for table in TABLES
+        },
+    }
+
+
+def dictionary() -> str:
+    """The data dictionary, in Markdown."""
+    parts = [
+        "# Data dictionary\n",
+        "Derived from `contracts/` by `python -m contracts.derive`: change it there. Times are UTC microseconds; "
+        "numbers are in the sensor type's canonical unit unless the column says otherwise.\n",
+        "| file | what |\n|---|---|\n"
+        "| [reading.schema.json](reading.schema.json) | JSON Schema of a message on `sensors.raw` |\n"
+        "| [lake.json](lake.json) | schemas of the Delta tables |\n"
+        "| [postgresql.sql](postgresql.sql), [redshift.sql](redshift.sql) | the warehouse's tables |\n",
+        *(_section(table) for table in TABLES),
+        "## Reasons of dead letters\n",
+        "A raw message that becomes a dead letter has one of these: "
+        + ", ".join(f"`{reason.value}`" for reason in Reason)
+        + ".\n",
+    ]
+    return "\n".join(parts)
+
+
+def _section(table: Table) -> str:
+    columns = _columns(table)
+    rows = [
+        f"| `{name}` | {_type(type)} | {'yes' if columns[name].nullable else ''} | {_bounds(columns[name])} "
+        f"| {columns[name].description or ''} |"
+        for name, type in table.schema.items()
+    ]
+    key = ", ".join(f"`{name}`" for name in table.key)
+    return (
+        f"## {table.path}\n\n{table.description}\n\nKey: {key}. Partitioned by `{table.partition_by}`.\n\n"
+        "| column | type | null | bounds | meaning |\n|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
+    )
+
+
+_SIGNS = {"greater_than": ">", "greater_than_or_equal_to": ">=", "less_than": "<", "less_than_or_equal_to": "<="}
+
+
+def _bounds(column: pa.Column) -> str:
+    said = []
+    for check in column.checks:
+        values = check.statistics or {}
+        if check.name in _SIGNS:
+            said.append(f"{_SIGNS[check.name]} {next(iter(values.values()))}")
+        elif check.name == "str_length":
+            low, high = values["min_value"], values["max_value"]
+            said.append(f"{low} to {high} characters" if high else f"at least {low} character")
+        elif check.name == "isin":
+            said.append(", ".join(f"`{value}`" for value in values["allowed_values"]))
+        else:
+            said.append((check.name or "").replace("_", " "))
+    unit = (column.metadata or {}).get("unit")
+    return ", ".join(said) + (f" {unit}" if unit else "")
+
+
+def _type(type: pl.DataType) -> str:
+    return {"Datetime(time_unit='us', time_zone='UTC')": "timestamp (us, UTC)"}.get(str(type), str(type).lower())
+
+
+def _columns(table: Table) -> dict[str, pa.Column]:
+    return dict(table.contract.to_schema().columns)
+
+
+def _arrow(table: Table) -> Any:
+    return pl.DataFrame(schema=table.schema).to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+
+
+def _quoted(names: list[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names)
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def files() -> dict[str, str]:
+    """Name below schemas/ -> content."""
+    header = "-- Derived from contracts/ by `python -m contracts.derive`: change it there.\n\n"
+    return {
+        "README.md": dictionary(),
+        "reading.schema.json": json.dumps(wire_schema(), indent=2) + "\n",
+        "lake.json": json.dumps(lake_schemas(), indent=2) + "\n",
+        "postgresql.sql": header + ";\n\n".join(statements("postgresql")) + ";\n",
+        "redshift.sql": header + ";\n\n".join(statements("redshift")) + ";\n",
+    }
+
+
+def main() -> None:
+    """Write the files."""
+    DIRECTORY.mkdir(exist_ok=True)
+    for name, content in files().items():
+        (DIRECTORY / name).write_text(content, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
