@@ -222,6 +222,14 @@ def require_topics(settings: Settings, *names: str) -> dict[str, int]:
     return {name: counts[topic(settings, name)] for name in names}
 
 
+def check_topics(settings: Settings, *names: str) -> None:
+    """Raise what `create_topics` raises, and NotSetUp, where one of these topics is not as it should be; create none."""
+    counts = check(settings)
+    require_topics(settings, *names)
+    with translated(settings, "read the topics' configuration"):
+        _check_topics(settings, _admin(settings), [each for each in TOPICS if each.name in names], counts)
+
+
 def check(settings: Settings) -> dict[str, int]:
     """Ask the broker for its topics, once: their partition counts, by full name.
 
