@@ -198,6 +198,35 @@ def dashboard() -> None:
 
 
 @app.command()
+def demo(
+    replay_csv: Annotated[Path | None, typer.Option(help="Send this CSV file (gzip too), not a fleet.")] = None,
+    until_done: Annotated[
+        bool,
+        typer.Option("--until-done", help="Stop when the file is in the warehouse; exit 0 if the books balance."),
+    ] = False,
+    report: Annotated[Path | None, typer.Option(help="Write the books to this JSON file.")] = None,
+    port_offset: Annotated[int, typer.Option(help="Added to each port, where the usual ones are taken.")] = 0,
+    rate: Annotated[
+        float | None, typer.Option(help="Events a second (fleet: 100; file: as fast as possible).")
+    ] = None,
+    sensors: Annotated[int | None, typer.Option(help="Sensors in the fleet (default 50).")] = None,
+) -> None:
+    """The whole pipeline on this machine: Kafka, S3, PostgreSQL, all stages. Ctrl-C stops all of it."""
+    from apps.demo import run
+
+    code = run(
+        _tool("demo"),
+        replay_csv=replay_csv,
+        until_done=until_done,
+        report=report,
+        port_offset=port_offset,
+        rate=rate,
+        sensors=sensors,
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
 def reconcile(
     wait: Annotated[float, typer.Option(help="Seconds to wait for the stages to reach a cut taken now.")] = 30.0,
     as_json: Json = False,
@@ -242,6 +271,33 @@ def config(as_json: Json = False) -> None:
     from apps.config import run
 
     run(as_json=as_json)
+
+
+@app.command()
+def demo(
+    replay_csv: Annotated[Path | None, typer.Option(help="Send this CSV file (gzip too), not a fleet.")] = None,
+    until_done: Annotated[
+        bool,
+        typer.Option("--until-done", help="Wait for the file, print the books and stop; exit 0 if they balance."),
+    ] = False,
+    report: Annotated[Path | None, typer.Option(help="Write the books to this JSON file.")] = None,
+    port_offset: Annotated[int, typer.Option(help="Added to every port.")] = 0,
+    rate: Annotated[float | None, typer.Option(help="Events a second of the fleet.")] = None,
+    sensors: Annotated[int | None, typer.Option(help="Sensors in the fleet.")] = None,
+) -> None:
+    """Run broker, store, warehouse and all stages on this machine."""
+    from apps.demo import run
+
+    code = run(
+        _tool("demo"),
+        replay_csv=replay_csv,
+        until_done=until_done,
+        report=report,
+        port_offset=port_offset,
+        rate=rate,
+        sensors=sensors,
+    )
+    raise typer.Exit(code)
 
 
 @topics.command("create")

@@ -123,33 +123,29 @@ class _Audit:
         return opened, at, complete
 
     def silver(self) -> Entry:
-        """Silver and its quarantine, which follows it, at one version of Bronze."""
+        """Silver and its quarantine, which follows it with a commit of its own, at one version of Bronze."""
         goal = self._lake.open(BRONZE_READINGS).version()
 
-        def look() -> tuple[tuple[DeltaTable, DeltaTable, int, int], bool]:
+        def compare() -> tuple[Entry, bool]:
             silver = self._lake.open(SILVER_READINGS)
             quarantine = self._lake.open(SILVER_QUARANTINE)
             covered, followed = progress(silver, "bronze") or 0, progress(quarantine, "bronze") or 0
             behind = self._changes(BRONZE_READINGS, covered, goal)
-            return (silver, quarantine, covered, behind), behind == 0 and covered == followed
+            if followed > covered:
+                return Entry(STEPS[1], {}, unknown=["Silver moved while it was read"], in_flight=behind), False
+            prints, original = books.fingerprints(), books.fingerprints("original_value", "original_unit")
+            conflict = (pl.col("rule") == Rule.CONFLICT).alias("is_conflict")
+            entry = books.bronze_against_silver(
+                _collect(
+                    pl.scan_delta(self._at(BRONZE_READINGS, covered)).select(*books.RAW_KEY, *books.ORDER, *prints)
+                ),
+                _collect(pl.scan_delta(silver).select(*books.RAW_KEY, "is_late", *original)),
+                _collect(pl.scan_delta(quarantine).select(*books.RAW_KEY, conflict, *prints)),
+            )
+            settled = entry.balanced or followed == covered
+            return replace(entry, in_flight=behind), behind == 0 and settled
 
-        (silver, quarantine, covered, behind), complete = self._await(look)
-        prints, original = books.fingerprints(), books.fingerprints("original_value", "original_unit")
-        entry = books.bronze_against_silver(
-            _collect(pl.scan_delta(self._at(BRONZE_READINGS, covered)).select(*books.RAW_KEY, *books.ORDER, *prints)),
-            _collect(pl.scan_delta(silver).select(*books.RAW_KEY, "is_late", *original)),
-            _collect(
-                pl.scan_delta(quarantine).select(
-                    *books.RAW_KEY, (pl.col("rule") == Rule.CONFLICT).alias("is_conflict"), *prints
-                )
-            ),
-        )
-        torn = not complete and behind == 0
-        return replace(
-            entry,
-            in_flight=behind,
-            unknown=[f"{SILVER_QUARANTINE.path} and {SILVER_READINGS.path} cover different versions"] if torn else [],
-        )
+        return self._await(compare)[0]
 
     def gold(self) -> Entry:
         """Gold's 5-minute counts at the version of Silver that they cover."""
