@@ -90,12 +90,18 @@ class DeltaSink(BaseSink):  # type: ignore[misc]  # Quix has no types
         commit shows that another writer's is among what the object has seen since."""
         self._commits = 0
         self._buffer: dict[int, list[Message]] = {}
+        self._bytes = 0
         self.failure: TransientError | None = None
         self._failures = 0
         self._failing_since = 0.0
 
     def __repr__(self) -> str:
         return f"{self._topic} -> {self._definition.path}"
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes of the values in the buffer, about: what a rewind took back is counted twice."""
+        return self._bytes
 
     def setup(self) -> None:
         """Open the table, created where it is missing. Raises as `Lake.ensure` does."""
@@ -128,11 +134,12 @@ class DeltaSink(BaseSink):  # type: ignore[misc]  # Quix has no types
             while buffered and buffered[-1].offset >= offset:
                 buffered.pop()
             buffered.append(Message(partition, offset, key, value, headers, timestamp))
+            self._bytes += len(value or b"")
 
     def on_paused(self) -> None:
         """Another sink failed, and everything since the last checkpoint will be read again."""
         with self._lock:
-            self._buffer.clear()
+            self._empty()
 
     def flush(self) -> None:
         """Commit the buffer; it is empty afterwards, whatever happens.
@@ -144,9 +151,13 @@ class DeltaSink(BaseSink):  # type: ignore[misc]  # Quix has no types
             try:
                 self._commit()
             finally:
-                self._buffer.clear()
+                self._empty()
             if self._commits >= REOPEN_AFTER:
                 self._reopen()
+
+    def _empty(self) -> None:
+        self._buffer.clear()
+        self._bytes = 0
 
     def _commit(self) -> None:
         if not self._buffer:
