@@ -78,6 +78,10 @@ class Service:
         """Return as soon as it answers. Raises TerminalError with the log's end when it does not in time."""
         self.process.await_ready(self.answers, self.ready_within_s)
 
+    def terminate(self) -> None:
+        """Ask it to stop, and do not wait."""
+        self.process.terminate()
+
     def stop(self) -> None:
         """Stop it for sure."""
         self.process.stop()
