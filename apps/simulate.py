@@ -240,16 +240,13 @@ class _Outbox:
 
     def send(self, batch: Batch, begin: int, end: int) -> int:
         """Hand over the messages [begin, end); where it stopped: before `end` if it failed or has to stop."""
-        for index in range(begin, end):
-            label = batch.labels[index]
+        produce, topic = self._producer.produce, self.topic
+        messages = zip(batch.values[begin:end], batch.keys[begin:end], batch.labels[begin:end], strict=True)
+        for index, (value, key, label) in enumerate(messages, start=begin):
+            headers = [(LABEL_HEADER, label.encode())] if label else None
             while True:
                 try:
-                    self._producer.produce(
-                        self.topic,
-                        batch.values[index],
-                        batch.keys[index],
-                        headers=[(LABEL_HEADER, label.encode())] if label else None,
-                    )
+                    produce(topic, value, key, headers=headers)
                     break
                 except BufferError:
                     # The client's queue is full: its answers make room.

@@ -72,7 +72,7 @@ class Fleet:
         checks = (
             (1 <= self.sensors <= MAX_SENSORS, f"sensors is {self.sensors}: 1 to {MAX_SENSORS} are possible"),
             (self.seed >= 0, f"seed is {self.seed}: it cannot be negative"),
-            (0 <= self.anomaly_rate <= 0.5, f"anomaly rate is {self.anomaly_rate}: 0 to 0.5 is possible"),
+            (0 <= self.anomaly_rate <= 0.1, f"anomaly rate is {self.anomaly_rate}: 0 to 0.1 is possible"),
             (
                 min(self.malformed_rate, self.duplicate_rate, self.late_rate) >= 0 and faults <= 0.9,
                 f"malformed, duplicate and late rates are {self.malformed_rate}, {self.duplicate_rate} and "

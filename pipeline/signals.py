@@ -104,6 +104,8 @@ ANOMALIES = (*(kind.label for kind in _KINDS), "dropout")
 LABELS: tuple[str | None, ...] = (*ANOMALIES, None)
 _SILENT_S, _SILENT_ROUNDS = (45.0, 90.0), (12, 24)
 """A dropout lasts so long, in seconds and in turns of the sensor, whichever is longer."""
+_REST_ROUNDS = 10
+"""Normal turns of a sensor after an episode, at least."""
 
 
 class Sensor(NamedTuple):
@@ -190,7 +192,7 @@ class Episodes:
     """When each sensor misbehaves: iterates over the plans of the turns from 0 on, without end.
 
     Turn n is of sensor n mod `sensors`, `interval_s` seconds after the turn before it. `anomaly_rate` is the share of
-    turns with an anomaly; half as many are lost in dropouts. A sensor's first turn is always normal.
+    turns with an anomaly, from the start on; half as many are lost in dropouts. A sensor's first turn is normal.
     """
 
     def __init__(self, sensors: int, seed: int, anomaly_rate: float, interval_s: float) -> None:
@@ -198,13 +200,15 @@ class Episodes:
         self._rng = np.random.default_rng([seed, 1])
         self._noise = np.random.default_rng([seed, 2])
         silent = (max(_SILENT_ROUNDS[n], math.ceil(_SILENT_S[n] / (sensors * interval_s))) for n in (0, 1))
-        self._lengths = np.array([*(kind.length for kind in _KINDS), tuple(silent)])
-        # Episodes per turn and kind, so that marked readings have their share, and lost turns half of it.
-        mean = self._lengths.mean(axis=1)
-        often = anomaly_rate * np.array([*(kind.share for kind in _KINDS), 0.5]) / mean
-        self._odds = often / often.sum() if anomaly_rate else often
-        self._pause = max(1.0, (1 - often @ mean) / often.sum()) if anomaly_rate else math.inf
-        self._next = np.array([1 + self._gap() for _ in range(sensors)])
+        self._lengths = (*(kind.length for kind in _KINDS), tuple(silent))
+        often = np.array([kind.share / sum(kind.length) for kind in _KINDS])
+        self._odds = np.cumsum(often / often.sum())
+        self._due_each_round = np.array([anomaly_rate, anomaly_rate / 2]) * sensors
+        self._due = np.zeros(2)
+        """Marked readings, and turns lost in dropouts, that are still to come to keep their shares."""
+        self._lost = self._length(_DROPOUT)
+        """Length of the next dropout."""
+        self._busy_until = np.ones(sensors, dtype=np.int64)
         self._running: list[_Episode] = []
 
     def __iter__(self) -> Iterator[Plan]:
@@ -214,24 +218,40 @@ class Episodes:
             if len(plan.turn):
                 yield plan
 
-    def _gap(self) -> float:
-        return float(self._rng.geometric(1 / self._pause)) if math.isfinite(self._pause) else math.inf
+    def _length(self, kind: int) -> int:
+        low, high = self._lengths[kind]
+        return int(self._rng.integers(low, high + 1))
 
-    def _begin(self, until: int) -> None:
-        for sensor in np.flatnonzero(self._next < until).tolist():
-            while self._next[sensor] < until:
-                kind = int(self._rng.choice(len(self._odds), p=self._odds))
-                begin, (low, high) = int(self._next[sensor]), self._lengths[kind]
-                end = begin + int(self._rng.integers(low, high + 1))
-                size = 0.0
-                if kind != _DROPOUT:
-                    signs = _PROFILES[sensor % len(_PROFILES)].signs
-                    size = self._rng.uniform(*_KINDS[kind].size) * self._rng.choice(signs)
-                self._running.append(_Episode(sensor, begin, end, kind, size, self._rng.standard_normal()))
-                self._next[sensor] = end + self._gap()
+    def _begin(self, this: int) -> None:
+        """Begin what is due in this round, so that even a short run has its share."""
+        self._due += self._due_each_round
+        while self._due[0] >= 1:
+            kind = int(np.searchsorted(self._odds, self._rng.random()))
+            length = self._length(kind)
+            if not self._add(kind, this, length):
+                break
+            self._due[0] -= length
+        while self._due[1] >= self._lost / 2 and self._add(_DROPOUT, this, self._lost):
+            self._due[1] -= self._lost
+            self._lost = self._length(_DROPOUT)
+
+    def _add(self, kind: int, begin: int, length: int) -> bool:
+        """Let a sensor that has been normal for a while have this episode; False where none is found."""
+        candidates = self._rng.integers(self._sensors, size=8)
+        free = candidates[self._busy_until[candidates] <= begin]
+        if not len(free):
+            return False
+        sensor, size = int(free[0]), 0.0
+        if kind != _DROPOUT:
+            signs = _PROFILES[sensor % len(_PROFILES)].signs
+            size = self._rng.uniform(*_KINDS[kind].size) * self._rng.choice(signs)
+        self._running.append(_Episode(sensor, begin, begin + length, kind, size, self._rng.standard_normal()))
+        self._busy_until[sensor] = begin + length + _REST_ROUNDS
+        return True
 
     def _plan(self, first: int, until: int) -> Plan:
-        self._begin(until)
+        for this in range(first, until):
+            self._begin(this)
         shape = (until - first, self._sensors)
         turn = np.arange(first * self._sensors, until * self._sensors).reshape(shape)
         label = np.full(shape, NORMAL, dtype=np.int8)
