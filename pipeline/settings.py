@@ -72,7 +72,7 @@ class Bronze(_Group):
 
     commit_interval_s: PositiveFloat = 1.0
     commit_every: PositiveInt = Field(10_000, description="Messages in one commit, at most: bounds the buffer")
-    commit_bytes: PositiveInt = Field(16 * 1_048_576, description="Bytes of messages that make a commit: bounds memory")
+    commit_bytes: PositiveInt = Field(16 * 1_048_576, description="Bytes of messages that make a commit")
 
 
 class Detection(_Group):
