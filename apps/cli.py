@@ -198,35 +198,6 @@ def dashboard() -> None:
 
 
 @app.command()
-def demo(
-    replay_csv: Annotated[Path | None, typer.Option(help="Send this CSV file (gzip too), not a fleet.")] = None,
-    until_done: Annotated[
-        bool,
-        typer.Option("--until-done", help="Stop when the file is in the warehouse; exit 0 if the books balance."),
-    ] = False,
-    report: Annotated[Path | None, typer.Option(help="Write the books to this JSON file.")] = None,
-    port_offset: Annotated[int, typer.Option(help="Added to each port, where the usual ones are taken.")] = 0,
-    rate: Annotated[
-        float | None, typer.Option(help="Events a second (fleet: 100; file: as fast as possible).")
-    ] = None,
-    sensors: Annotated[int | None, typer.Option(help="Sensors in the fleet (default 50).")] = None,
-) -> None:
-    """The whole pipeline on this machine: Kafka, S3, PostgreSQL, all stages. Ctrl-C stops all of it."""
-    from apps.demo import run
-
-    code = run(
-        _tool("demo"),
-        replay_csv=replay_csv,
-        until_done=until_done,
-        report=report,
-        port_offset=port_offset,
-        rate=rate,
-        sensors=sensors,
-    )
-    raise typer.Exit(code)
-
-
-@app.command()
 def reconcile(
     wait: Annotated[float, typer.Option(help="Seconds to wait for the stages to reach a cut taken now.")] = 30.0,
     as_json: Json = False,
