@@ -1,0 +1,1 @@
+"""What each stage costs, measured on a frozen, seeded corpus."""
