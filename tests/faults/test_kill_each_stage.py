@@ -46,7 +46,8 @@ def test_a_hard_kill_of_each_stage_in_turn_leaves_the_books_balanced(
         running["simulate"] = spawn(
             settings, tmp_path / "simulate.log", "simulate",
             "--max-events", str(EVENTS), "--rate", "1200", "--sensors", "40", "--seed", "7",
-            "--malformed-rate", "0.03", "--duplicate-rate", "0.03", "--late-rate", "0.03", "--manifest", f"{manifest}",
+            "--malformed-rate", "0.03", "--duplicate-rate", "0.03", "--late-rate", "0.03",
+            "--manifest", str(manifest),
         )  # fmt: skip
 
         def sent() -> int:
