@@ -33,6 +33,9 @@ READING_SCHEMA = pl.Schema(
 MAX_UNIT_BYTES = 65_536
 """A unit may be any text, but a reading has to fit into a micro-batch."""
 
+MAX_LABEL = 128
+"""Characters of a label; the rest of a longer one is cut off."""
+
 MAX_MESSAGE = 300
 """Characters of a dead letter's message, at most."""
 
@@ -86,7 +89,9 @@ def decode(messages: RawMessages, *, sensor_types: Iterable[str], now: datetime,
     )
     origin = pl.DataFrame(
         {
-            "label": pl.Series(messages.labels or [None] * len(messages.values), dtype=pl.String),
+            "label": pl.Series(messages.labels or [None] * len(messages.values), dtype=pl.String).str.slice(
+                0, MAX_LABEL
+            ),
             "raw_partition": pl.Series(messages.partitions, dtype=pl.Int32),
             "raw_offset": pl.Series(messages.offsets, dtype=pl.Int64),
             "raw_timestamp": pl.Series(messages.timestamps_ms, dtype=pl.Int64).cast(pl.Datetime("ms", "UTC")),

@@ -1,0 +1,157 @@
+"""Micro-batches: what one Kafka message of `sensors.readings` holds, and where it goes.
+
+One micro-batch is an Arrow IPC stream with the readings of one bucket of sensors within one 5-minute window. A
+sensor's partition and bucket follow from its name alone, so that all of it is in one partition, in one order.
+"""
+
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+
+from contracts.tables import WINDOW
+from pipeline.decode import READING_SCHEMA
+from pipeline.errors import ContractBroken, SchemaTooNew
+
+BUCKETS = 8
+"""Buckets of sensors in a partition. Part of the identity of the state: never changed."""
+
+MAX_BYTES = 512 * 1024
+"""Of a micro-batch, which stays below it."""
+
+SCHEMA_VERSION = 1
+"""Of the columns within: READING_SCHEMA. A reader refuses a newer one."""
+
+SCHEMA_HEADER = "schema_version"
+EVENT_TIME_HEADER = "event_time"
+"""Event time of the newest reading, in ms since 1970: what the stream's windows go by."""
+
+_FULL = 0.8 * MAX_BYTES
+"""Bytes of data at which a batch is cut: rows differ in length, and the schema needs room too."""
+
+_HEADERS = [(SCHEMA_HEADER, str(SCHEMA_VERSION).encode())]
+_SCHEMA = (
+    pl.DataFrame(schema=READING_SCHEMA)
+    .to_arrow(compat_level=pl.CompatLevel.oldest())
+    .schema.with_metadata({SCHEMA_HEADER: str(SCHEMA_VERSION)})
+)
+
+
+class MicroBatch(NamedTuple):
+    """One message of `sensors.readings`; `headers` as Kafka takes them."""
+
+    partition: int
+    key: bytes
+    headers: list[tuple[str, bytes]]
+    value: bytes
+    rows: int
+
+
+def route(sensor_id: str, partitions: int) -> tuple[int, int]:
+    """Partition and bucket of a sensor: stable over processes, machines and versions."""
+    place = zlib.crc32(sensor_id.encode())
+    return place % partitions, place // partitions % BUCKETS
+
+
+def pack(valid: pl.DataFrame, partitions: int) -> list[MicroBatch]:
+    """Micro-batches of readings (READING_SCHEMA, in the order of the stream), in the order in which to send them.
+
+    Every row is in exactly one. Over the micro-batches of its bucket a sensor's rows keep their order: where a sensor
+    steps back to an earlier window a new run begins, and runs are sent one after the other.
+    """
+    if valid.is_empty():
+        return []
+    keys = ["run", "window", "partition", "bucket"]
+    frame = pl.concat([valid, _places(valid["sensor_id"], partitions)], how="horizontal").with_columns(
+        window=pl.col("timestamp").dt.truncate(WINDOW)
+    )
+    frame = frame.with_columns(run=_runs(frame)).sort(keys, maintain_order=True)
+    groups = frame.group_by(keys, maintain_order=True).agg(rows=pl.len())
+    rows = _record_batch(frame)
+    ends = _bytes_before(frame)
+    newest_ms = frame["timestamp"].dt.epoch("ms").to_numpy()
+    batches = []
+    start = 0
+    for partition, bucket, count in groups.select("partition", "bucket", "rows").iter_rows():
+        for low, high in _pieces(ends, start, start + count):
+            headers = [*_HEADERS, (EVENT_TIME_HEADER, str(newest_ms[low:high].max()).encode())]
+            value = _ipc(rows.slice(low, high - low))
+            batches.append(MicroBatch(partition, str(bucket).encode(), headers, value, high - low))
+        start += count
+    return batches
+
+
+def unpack(value: bytes) -> pa.Table:
+    """The rows of a micro-batch (READING_SCHEMA as Arrow: large strings, UTC microseconds), in their order.
+
+    Raises SchemaTooNew where a newer version of the pipeline wrote it, ContractBroken where it is no micro-batch.
+    """
+    try:
+        stream = pa.ipc.open_stream(value)
+        version = int((stream.schema.metadata or {}).get(SCHEMA_HEADER.encode(), 0))
+        if version > SCHEMA_VERSION:
+            raise SchemaTooNew(
+                f"A micro-batch has schema version {version}; this pipeline knows up to {SCHEMA_VERSION}.",
+                "Run the newer version of the pipeline: stages are updated from the lake upwards, ingest last.",
+            )
+        if not stream.schema.equals(_SCHEMA):
+            raise ContractBroken(f"A micro-batch has other columns than readings: {stream.schema.names}")
+        return stream.read_all()
+    except (pa.ArrowInvalid, ValueError) as error:
+        raise ContractBroken(
+            f"A message of {len(value)} bytes is not a micro-batch: {error}",
+            "Something else than ingest writes to sensors.readings: stop it.",
+        ) from error
+
+
+def _places(sensor_ids: pl.Series, partitions: int) -> pl.DataFrame:
+    """Row-aligned partition and bucket; computed once per sensor."""
+    sensors = sensor_ids.unique()
+    routes = [route(sensor_id, partitions) for sensor_id in sensors]
+    places = pl.Series([partition * BUCKETS + bucket for partition, bucket in routes], dtype=pl.Int64)
+    place = sensor_ids.replace_strict(sensors, places, return_dtype=pl.Int64)
+    return pl.DataFrame({"partition": place // BUCKETS, "bucket": place % BUCKETS})
+
+
+def _runs(frame: pl.DataFrame) -> pl.Series:
+    """How often each row's sensor stepped back to an earlier window before it, within the batch."""
+    if frame["window"].is_sorted():
+        return pl.zeros(len(frame), pl.Int64, eager=True)
+    stepped_back = pl.col("window") < pl.col("window").shift(1)
+    return frame.select(stepped_back.fill_null(value=False).cum_sum().over("sensor_id").cast(pl.Int64)).to_series()
+
+
+def _record_batch(frame: pl.DataFrame) -> pa.RecordBatch:
+    """All rows as one record batch, of which each micro-batch is a slice."""
+    table = frame.select(READING_SCHEMA.names()).to_arrow(compat_level=pl.CompatLevel.oldest())
+    return table.replace_schema_metadata(_SCHEMA.metadata).combine_chunks().to_batches()[0]
+
+
+def _bytes_before(frame: pl.DataFrame) -> npt.NDArray[np.int64]:
+    """Bytes of all rows before each row, and at last of all rows."""
+    texts = [name for name, dtype in READING_SCHEMA.items() if dtype == pl.String]
+    fixed = 8 * len(READING_SCHEMA)  # offsets of texts, or the number itself
+    sizes = frame.select(pl.sum_horizontal(pl.col(texts).str.len_bytes()).cast(pl.Int64) + fixed).to_series()
+    return np.concatenate([[0], sizes.cum_sum().to_numpy()])
+
+
+def _pieces(bytes_before: npt.NDArray[np.int64], start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Halves of [start, end), and of them, until each is small enough. A single reading always is."""
+    if bytes_before[end] - bytes_before[start] <= _FULL or end - start == 1:
+        yield start, end
+        return
+    middle = (start + end) // 2
+    yield from _pieces(bytes_before, start, middle)
+    yield from _pieces(bytes_before, middle, end)
+
+
+def _ipc(rows: pa.RecordBatch) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as stream:
+        stream.write_batch(rows)
+    value: bytes = sink.getvalue().to_pybytes()
+    return value
