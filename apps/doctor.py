@@ -16,7 +16,7 @@ from contracts.registry import RegistryError, load_registry
 from contracts.tables import TABLES, Table
 from pipeline import kafka
 from pipeline.errors import NotSetUp, PipelineError
-from pipeline.lake import SCHEMA_APP_ID, Lake, progress
+from pipeline.lake import Lake, schema_version
 from pipeline.settings import Settings
 
 Mark = Literal["ok", "absent", "wrong"]
@@ -126,7 +126,7 @@ def _group(settings: Settings, stage: str, name: str) -> Check:
             what,
             "wrong",
             f"the group is ahead of the topic, which was recreated: {_by_partition(ahead)}",
-            "Group, topic and lake belong together: begin with an empty lake and another PIPELINE_KAFKA__GROUP_PREFIX.",
+            "They belong together, with the lake: begin with an empty lake and another PIPELINE_KAFKA__GROUP_PREFIX.",
         )
     behind = sum(end[partition] - done.get(partition, low[partition]) for partition in end)
     return Check(what, "ok", f"{behind:,} offsets behind")
@@ -151,7 +151,7 @@ def _lake(settings: Settings) -> Iterator[Check]:
 
         def opened(table: Table = table) -> str:
             delta = lake.open(table)
-            return f"version {delta.version()}, schema version {progress(delta, SCHEMA_APP_ID)}"
+            return f"version {delta.version()}, schema version {schema_version(delta)}"
 
         yield _check(f"table {table.path}", opened, absent=NotSetUp)
 

@@ -203,14 +203,18 @@ def create_topics(settings: Settings) -> list[str]:
         )
         for future in created.values():
             _ignoring_existing(future)
-        _check_topics(settings, admin, [each for each in TOPICS if each not in missing], existing)
+        for each in TOPICS:
+            if each not in missing:
+                _check_partitions(settings, each.name, existing[topic(settings, each.name)])
+        _check_times(settings, admin, [topic(settings, each.name) for each in TOPICS if each not in missing])
     return list(created)
 
 
 def require_topics(settings: Settings, *names: str) -> dict[str, int]:
-    """Partition counts of these topics (names without prefix).
+    """Partition counts of these topics; names without the prefix.
 
-    Raises NotSetUp where one is missing, and what `check` raises.
+    Raises NotSetUp where one is missing, HistoryMismatch where one has a partition count that cannot be, and what
+    `check` raises.
     """
     counts = check(settings)
     missing = [topic(settings, name) for name in names if topic(settings, name) not in counts]
@@ -219,15 +223,9 @@ def require_topics(settings: Settings, *names: str) -> dict[str, int]:
             f"Kafka at {settings.kafka.bootstrap_servers} has no topic {', '.join(missing)}.",
             "Create the topics with `pipeline topics create`.",
         )
+    for name in names:
+        _check_partitions(settings, name, counts[topic(settings, name)])
     return {name: counts[topic(settings, name)] for name in names}
-
-
-def check_topics(settings: Settings, *names: str) -> None:
-    """Raise what `create_topics` raises, and NotSetUp, where one of these topics is not as it should be; create none."""
-    counts = check(settings)
-    require_topics(settings, *names)
-    with translated(settings, "read the topics' configuration"):
-        _check_topics(settings, _admin(settings), [each for each in TOPICS if each.name in names], counts)
 
 
 def check(settings: Settings) -> dict[str, int]:
@@ -360,17 +358,17 @@ def _ignoring_existing(future: Any) -> None:
             raise
 
 
-def _check_topics(
-    settings: Settings, admin: AdminClient, definitions: Iterable[Topic], counts: Mapping[str, int]
-) -> None:
-    names = {topic(settings, definition.name): definition for definition in definitions}
-    for name, definition in names.items():
-        if definition.fixed_partitions and counts[name] != settings.kafka.partitions:
-            raise HistoryMismatch(
-                f"Topic {name} has {counts[name]} partitions, the settings say {settings.kafka.partitions}: "
-                "each sensor's place and state depend on the count.",
-                f"Set PIPELINE_KAFKA__PARTITIONS={counts[name]}.",
-            )
+def _check_partitions(settings: Settings, name: str, count: int) -> None:
+    fixed = next(definition.fixed_partitions for definition in TOPICS if definition.name == name)
+    if fixed and count != settings.kafka.partitions:
+        raise HistoryMismatch(
+            f"Topic {topic(settings, name)} has {count} partitions, the settings say {settings.kafka.partitions}: "
+            "each sensor's place and state depend on the count.",
+            f"Set PIPELINE_KAFKA__PARTITIONS={count}.",
+        )
+
+
+def _check_times(settings: Settings, admin: AdminClient, names: Sequence[str]) -> None:
     if not names:
         return
     resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
