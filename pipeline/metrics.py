@@ -37,11 +37,11 @@ LAKE_COMMITS = Counter("pipeline_lake_commits", "Commits to a Delta table", ["ta
 LAKE_CONFLICTS = Counter("pipeline_lake_conflicts", "Commits refused since another writer was first", ["table"])
 
 FRESHNESS = Gauge("pipeline_freshness_seconds", "Now less the newest event time; NaN: cannot tell", ["layer"])
+"""In Gold and the warehouse the start of the newest window stands for the newest event time: up to 5 minutes more."""
 COMMIT_AGE = Gauge("pipeline_commit_age_seconds", "Now less the newest commit; NaN: cannot tell", ["layer"])
-LAG = Gauge(
-    "pipeline_lag", "Offsets from a stage's progress to its topic's end; NaN: cannot tell", ["stage", "partition"]
-)
-UP = Gauge("pipeline_up", "1: the outside system answered the last check, 0: it did not", ["system"])
+LAG = Gauge("pipeline_lag", "What a stage has yet to read of its source; NaN: cannot tell", ["stage", "partition"])
+"""Offsets, by partition; of silver, gold and load, which have no partitions (label `all`), versions of the source."""
+UP = Gauge("pipeline_up", "1: monitor could make this check, 0: it could not", ["check"])
 
 READY = Gauge("pipeline_ready", "1: the stage works, 0: it starts, recovers or retries", ["stage"])
 RETRIES = Counter("pipeline_retries", "Repeated attempts after a transient error", ["stage"])

@@ -102,6 +102,12 @@ class Observability(_Group):
     log_format: Literal["auto", "text", "json"] = Field("auto", description="auto: text on a terminal, else JSON")
 
 
+class Monitor(_Group):
+    """Freshness and lag, as metrics."""
+
+    interval_s: PositiveFloat = 5.0
+
+
 class Dashboard(_Group):
     """The Panel app."""
 
@@ -131,6 +137,7 @@ class Settings(BaseSettings):
     gold: Job = Job()
     load: Job = Job()
     observability: Observability = Observability()
+    monitor: Monitor = Monitor()
     dashboard: Dashboard = Dashboard()
     registry: Path | None = Field(None, description="Sensor registry (YAML); None: the one that comes along")
     state_dir: Path = Field(Path(".demo/state"), description="Local state of detect; one per replica")
