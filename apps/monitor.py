@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from deltalake import DeltaTable
+from prometheus_client import Gauge
 
 from contracts.tables import (
     BRONZE_ANOMALIES,
@@ -73,28 +74,25 @@ class Monitor:
 
     def measure(self, now: datetime) -> None:
         """One round."""
-        unknown = math.nan
         for layer, (table, column) in LAYERS.items():
-            with self._asking(layer):
-                metrics.FRESHNESS.labels(layer=layer).set(unknown)
-                metrics.COMMIT_AGE.labels(layer=layer).set(unknown)
+            freshness, age = metrics.FRESHNESS.labels(layer=layer), metrics.COMMIT_AGE.labels(layer=layer)
+            with self._asking(layer, freshness, age):
                 opened = self._lake.open(table)
                 newest = newest_event(opened, column)
-                metrics.FRESHNESS.labels(layer=layer).set((now - newest).total_seconds() if newest else unknown)
-                metrics.COMMIT_AGE.labels(layer=layer).set((now - newest_commit(opened)).total_seconds())
+                freshness.set((now - newest).total_seconds() if newest else math.nan)
+                age.set((now - newest_commit(opened)).total_seconds())
         for stage, (app_id, table, source) in JOBS.items():
-            with self._asking(f"lag of {stage}"):
-                metrics.LAG.labels(stage=stage, partition="all").set(unknown)
+            lag = metrics.LAG.labels(stage=stage, partition="all")
+            with self._asking(f"lag of {stage}", lag):
                 covered = progress(self._lake.open(table), app_id) or 0
-                metrics.LAG.labels(stage=stage, partition="all").set(self._lake.open(source).version() - covered)
+                lag.set(self._lake.open(source).version() - covered)
         for stage, topic in STREAMS.items():
             self._lag(stage, lambda topic=topic, stage=stage: self._left(topic, self._committed(stage, topic)))  # type: ignore[misc]
         self._lag("bronze", self._left_of_bronze)
 
     def _lag(self, stage: str, left: Callable[[], Mapping[int, int]]) -> None:
-        with self._asking(f"lag of {stage}"):
-            for partition in range(self._settings.kafka.partitions):
-                metrics.LAG.labels(stage=stage, partition=str(partition)).set(math.nan)
+        gauges = [metrics.LAG.labels(stage=stage, partition=str(p)) for p in range(self._settings.kafka.partitions)]
+        with self._asking(f"lag of {stage}", *gauges):
             for partition, offsets in left().items():
                 metrics.LAG.labels(stage=stage, partition=str(partition)).set(offsets)
 
@@ -116,11 +114,13 @@ class Monitor:
         return left
 
     @contextmanager
-    def _asking(self, what: str) -> Iterator[None]:
-        """Note who does not answer; the gauge, set to NaN first, stays so."""
+    def _asking(self, what: str, *gauges: Gauge) -> Iterator[None]:
+        """Note who does not answer, and that nobody can tell what the gauges stand for."""
         try:
             yield
         except PipelineError as error:
+            for gauge in gauges:
+                gauge.set(math.nan)
             metrics.UP.labels(check=what).set(0)
             if what not in self._failing:
                 log.warning("cannot tell the state of %s: %s", what, error.what)
@@ -133,7 +133,7 @@ class Monitor:
 
 
 def newest_event(table: DeltaTable, column: str) -> datetime | None:
-    """Newest value of a time column, from the statistics in the log: no file is read. None where there are no rows."""
+    """Newest value of a time column, from the statistics in the log alone. None where there are no rows."""
     with translated(f"read the log of {table.table_uri}"):
         actions = table.get_add_actions(flatten=True)
     newest = [value for value in actions.column(f"max.{column}").to_pylist() if value is not None]
