@@ -7,6 +7,7 @@ and `sensor_5min`), so that a stop anywhere between them leaves nothing to repai
 from functools import partial
 
 from contracts.registry import Registry, RegistryError, load_registry
+
 from contracts.tables import GOLD_DAILY_SUMMARY, GOLD_LOCATION_HOURLY, GOLD_SENSOR_5MIN, SILVER_READINGS
 from pipeline import aggregate
 from pipeline.errors import BadInput, NotSetUp

@@ -74,7 +74,9 @@ def sensor_5min(readings: pl.DataFrame, registry: "Registry") -> pl.DataFrame:
     the registry has no whole slot for the sensor in it.
     """
     key = list(GOLD_SENSOR_5MIN.key)
-    rows = readings.select(READING_COLUMNS).with_columns(pl.col("timestamp").dt.truncate(WINDOW).alias("window_start"))
+    rows = readings.select(READING_COLUMNS).with_columns(
+        pl.col("timestamp").dt.truncate(WINDOW).alias("window_start")
+    )
     windows = summary(rows, key)
     slots = _slots(windows.select(key), "window_start", FIVE_MINUTES, registry)
     reported = (
@@ -133,7 +135,8 @@ def _rollup(windows: pl.DataFrame, registry: "Registry", every: str, length: tim
     lengths = whole["count"].list.len().to_numpy().astype(np.int64)
     first = np.cumsum(lengths) - lengths
     counts, means, sums, m2s = (
-        whole[name].explode(empty_as_null=False, keep_nulls=False).to_numpy() for name in ("count", "avg", "sum", "m2")
+        whole[name].explode(empty_as_null=False, keep_nulls=False).to_numpy()
+        for name in ("count", "avg", "sum", "m2")
     )
     count = _sums(counts, first)
     mean = np.clip(_sums(sums, first) / count, whole["min"].to_numpy(), whole["max"].to_numpy())

@@ -19,16 +19,12 @@ from deltalake import DeltaTable
 
 from contracts.tables import WINDOW, Table
 from pipeline import changefeed, lake, metrics, slices
+from pipeline.changefeed import NOTHING
 from pipeline.errors import Conflict, HistoryMismatch, TransientError
 from pipeline.lake import Lake
+from pipeline.windows import Grid, sql
 
 TIME = pl.Datetime("us", "UTC")
-
-NOTHING = -1
-"""Progress before the first: version 0 is still to be read."""
-
-MAX_WINDOWS = 1000
-"""Windows in one predicate: delta-rs took 0.2 s for 1,000, 10 s for 10,000 and crashed (its stack) on 30,000."""
 
 _REOPEN_AFTER = 100
 """Cycles with one pair of table objects; a held one grows with the log."""
@@ -77,6 +73,7 @@ class Refresh:
     def __init__(self, lake: Lake, derived: Derived, max_rows: int) -> None:
         self._lake = lake
         self._derived = derived
+        self._grid = Grid(derived.time, derived.length)
         self._max_rows = max_rows
         self._tables: tuple[DeltaTable, DeltaTable] | None = None
         self._calls = 0
@@ -148,7 +145,8 @@ class Refresh:
     def _replace(self, source: DeltaTable, target: DeltaTable, changes: Changes, done: int, version: int) -> None:
         """Compute and replace the windows that changed; the last commit moves the progress to `version`."""
         derived = self._derived
-        pieces = self._pieces(source, changes.starts)
+        windows = changes.starts.dt.truncate(derived.length).unique().sort()
+        pieces = self._grid.pieces(source, windows, self._max_rows)
         if len(pieces) != 1:
             self._recent.clear()
         elif changes.inserted is not None:
@@ -156,13 +154,23 @@ class Refresh:
         else:
             self._recent.drop(changes.starts.to_list())
         if not pieces:  # compaction: new files, the same rows
-            empty = pl.DataFrame(schema=derived.target.schema)
-            lake.replace(target, derived.target, empty, {derived.app_id: version}, "false")
+            lake.append(target, derived.target, pl.DataFrame(schema=derived.target.schema), {derived.app_id: version})
         for number, piece in enumerate(pieces, start=1):
-            rows = self._recent.get(self._slices(piece)) if len(pieces) == 1 else self._read(source, piece)
+            rows = self._rows(source, piece, keep=len(pieces) == 1)
             covered = version if number == len(pieces) else done
-            lake.replace(target, derived.target, derived.compute(rows), {derived.app_id: covered}, self._where(piece))
+            where = sql(piece, derived.window)
+            lake.replace(target, derived.target, derived.compute(rows), {derived.app_id: covered}, where)
             metrics.LAKE_COMMITS.labels(table=derived.target.path).inc()
+
+    def _rows(self, source: DeltaTable, windows: pl.Series, *, keep: bool) -> pl.DataFrame:
+        if not keep:
+            return self._grid.read(source, windows, self._derived.columns)
+        each = range(self._derived.length // slices.LENGTH)
+        return self._recent.get([window + number * slices.LENGTH for window in windows for number in each])
+
+    def _load(self, starts: list[datetime]) -> pl.DataFrame:
+        assert self._tables is not None
+        return slices.read(self._tables[0], starts, list(self._derived.columns), self._derived.time)
 
     def _changes(self, source: DeltaTable, first: int, last: int) -> Changes:
         starts = pl.Series(dtype=TIME)
@@ -179,49 +187,5 @@ class Refresh:
 
     def _everything(self, source: DeltaTable) -> Changes:
         """The first time: all there is. The log may no longer go back to its beginning."""
-        counted = changefeed.counts(source, pl.col(self._derived.time).dt.truncate(WINDOW))
+        counted = Grid(self._derived.time, slices.LENGTH).count(source)
         return Changes(int(counted["rows"].sum()), counted["window"].cast(TIME), None)
-
-    def _pieces(self, source: DeltaTable, starts: pl.Series) -> list[pl.Series]:
-        """The target's windows over these slices, in runs that fit into memory and into one predicate."""
-        windows = starts.dt.truncate(self._derived.length).unique().sort()
-        if len(windows) <= 1:
-            return [windows] if len(windows) else []
-        counted = changefeed.counts(source, self._window(), self._rows_of(windows))
-        gone = windows.filter(~windows.is_in(counted["window"].implode()))  # windows of which every row was deleted
-        everything = pl.concat([counted, pl.DataFrame({"window": gone, "rows": [0] * len(gone)})]).sort("window")
-        return changefeed.pieces(everything, self._max_rows, MAX_WINDOWS)
-
-    def _window(self) -> pl.Expr:
-        return pl.col(self._derived.time).dt.truncate(self._derived.length)
-
-    def _rows_of(self, windows: pl.Series) -> pl.Expr:
-        """Which rows of the source are in these windows; days and bounds let files be skipped."""
-        column = pl.col(self._derived.time)
-        return (
-            pl.col("event_date").is_in(windows.dt.date().unique().implode())
-            & (column >= windows[0])
-            & (column < windows[-1] + self._derived.length)
-            & self._window().is_in(windows.implode())
-        )
-
-    def _read(self, source: DeltaTable, windows: pl.Series) -> pl.DataFrame:
-        with lake.translated(f"read {len(windows)} windows of {self._derived.source.path}"):
-            return pl.scan_delta(source).filter(self._rows_of(windows)).select(self._derived.columns).collect()
-
-    def _load(self, starts: list[datetime]) -> pl.DataFrame:
-        assert self._tables is not None
-        return slices.read(self._tables[0], starts, list(self._derived.columns), self._derived.time)
-
-    def _slices(self, windows: pl.Series) -> list[datetime]:
-        """The 5-minute slices of these windows."""
-        each = range(self._derived.length // slices.LENGTH)
-        return [window + number * slices.LENGTH for window in windows for number in each]
-
-    def _where(self, windows: pl.Series) -> str:
-        """SQL predicate: the target's rows of these windows."""
-        dates = lake.days("event_date", windows.dt.date().unique().sort().to_list())
-        if self._derived.window == "event_date":
-            return dates
-        times = ", ".join(f"'{window.isoformat()}'" for window in windows)
-        return f"{dates} and {self._derived.window} in ({times})"
