@@ -14,6 +14,7 @@ import psycopg
 from confluent_kafka import TopicPartition
 from prometheus_client.parser import text_string_to_metric_families
 
+from contracts.derive import FACTS, SCHEMA
 from contracts.tables import (
     BRONZE_DEAD_LETTERS,
     BRONZE_READINGS,
@@ -30,6 +31,7 @@ from pipeline.settings import Settings
 
 LAYERS = (BRONZE_READINGS, BRONZE_DEAD_LETTERS, SILVER_READINGS, SILVER_QUARANTINE, GOLD_SENSOR_5MIN)
 WAREHOUSE = "warehouse"
+_COUNT = next(f"SELECT count(*) FROM {SCHEMA}.{fact.name}" for fact in FACTS if fact.table == GOLD_SENSOR_5MIN)
 
 Samples = dict[str, list[tuple[dict[str, str], float]]]
 """Sample name -> (labels, value)."""
@@ -137,7 +139,7 @@ class Observer:
                 host=warehouse.host, port=warehouse.port, dbname=warehouse.database, user=warehouse.user,
                 password=warehouse.password.get_secret_value() if warehouse.password else None, connect_timeout=2,
             ) as connection:  # fmt: skip
-                found = connection.execute("SELECT count(*) FROM gold.sensor_5min").fetchone()
+                found = connection.execute(_COUNT).fetchone()
         except psycopg.Error:
             return None
         return int(found[0]) if found else None
