@@ -57,15 +57,15 @@ class Layout:
     constants: Mapping[str, str]
 
 
-def blocks(stream: BinaryIO, name: str) -> Iterator[Block]:
-    """A file in pieces of about 1 MiB.
+def blocks(stream: BinaryIO, name: str, size: int = _BLOCK_BYTES) -> Iterator[Block]:
+    """A file in pieces of about `size` bytes.
 
     Raises BadInput where it is compressed and damaged, or has a line of more than 1 MiB.
     """
     line = 1
     while True:
         try:
-            data = stream.read(_BLOCK_BYTES)
+            data = stream.read(size)
             if data and not data.endswith(b"\n"):
                 rest = stream.readline(_LONGEST_LINE)
                 data += rest
