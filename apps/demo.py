@@ -158,12 +158,14 @@ def _start_services(running: ExitStack, settings: Settings, ports: Mapping[str, 
         running.callback(service.terminate)  # comes first: then all stop at the same time
     for service in services:
         service.start()
-    from pipeline import kafka, warehouse  # heavy: while the services start
+    from pipeline import kafka  # heavy: while the services start
+    from pipeline.warehouse import Warehouse
 
     for service in services:
         service.await_ready()
     kafka.create_topics(settings)
-    warehouse.init(settings)
+    with closing(Warehouse(settings.warehouse)) as warehouse:
+        warehouse.init()
     return {service.process.name: service.process for service in services}
 
 

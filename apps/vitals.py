@@ -24,14 +24,16 @@ from contracts.tables import (
     Table,
 )
 from contracts.wire import Anomaly
-from pipeline import kafka
+from pipeline import kafka, warehouse
 from pipeline.errors import PipelineError
 from pipeline.lake import Lake
 from pipeline.settings import Settings
 
 LAYERS = (BRONZE_READINGS, BRONZE_DEAD_LETTERS, SILVER_READINGS, SILVER_QUARANTINE, GOLD_SENSOR_5MIN)
 WAREHOUSE = "warehouse"
-_COUNT = next(f"SELECT count(*) FROM {SCHEMA}.{fact.name}" for fact in FACTS if fact.table == GOLD_SENSOR_5MIN)
+_COUNT = next(
+    f"SELECT count(*) FROM {SCHEMA}.{fact.name}".encode() for fact in FACTS if fact.table == GOLD_SENSOR_5MIN
+)
 
 Samples = dict[str, list[tuple[dict[str, str], float]]]
 """Sample name -> (labels, value)."""
@@ -133,12 +135,8 @@ class Observer:
         return int(pl.DataFrame(files)["num_records"].sum())
 
     def _warehouse_rows(self) -> int | None:
-        warehouse = self._settings.warehouse
         try:
-            with psycopg.connect(
-                host=warehouse.host, port=warehouse.port, dbname=warehouse.database, user=warehouse.user,
-                password=warehouse.password.get_secret_value() if warehouse.password else None, connect_timeout=2,
-            ) as connection:  # fmt: skip
+            with warehouse.connect(self._settings.warehouse) as connection:
                 found = connection.execute(_COUNT).fetchone()
         except psycopg.Error:
             return None

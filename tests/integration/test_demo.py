@@ -243,3 +243,18 @@ def test_a_stage_that_dies_ends_the_demo_with_its_last_lines(tmp_path: Path, off
     assert left == []
     assert "silver ended (exit code -9)" in printed.read_text()
     assert "silver.log" in printed.read_text()
+
+
+def test_a_demo_that_is_killed_takes_everything_with_it(tmp_path: Path, offset: int) -> None:
+    with demo(tmp_path, offset) as (process, printed):
+
+        def all_there() -> list[psutil.Process] | None:
+            assert process.poll() is None, printed.read_text()
+            children = psutil.Process(process.pid).children(recursive=True)
+            return children if any(child.cmdline()[-1:] == [STAGES[-1]] for child in children) else None
+
+        family = until(all_there, "all stages", 60)
+        process.kill()
+        process.wait()
+    _, left = psutil.wait_procs(family, timeout=10)
+    assert [each for each in left if each.status() != psutil.STATUS_ZOMBIE] == []
