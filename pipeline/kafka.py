@@ -228,6 +228,13 @@ def require_topics(settings: Settings, *names: str) -> dict[str, int]:
     return {name: counts[topic(settings, name)] for name in names}
 
 
+def check_topics(settings: Settings, *names: str) -> None:
+    """Raise as `require_topics` does, and TerminalError where a topic keeps the producer's time."""
+    require_topics(settings, *names)
+    with translated(settings, "read the topics' configuration"):
+        _check_times(settings, _admin(settings), [topic(settings, name) for name in names])
+
+
 def check(settings: Settings) -> dict[str, int]:
     """Ask the broker for its topics, once: their partition counts, by full name.
 
