@@ -279,6 +279,14 @@ def topics_create() -> None:
     create(_tool("topics"))
 
 
+@warehouse.command("init")
+def warehouse_init() -> None:
+    """Create the warehouse's schema and tables; what is there stays."""
+    from apps.warehouse import init
+
+    init(_tool("warehouse"))
+
+
 def _fail(error: PipelineError) -> Never:
     typer.echo(f"Error: {error.what}", err=True)
     if error.todo:

@@ -5,6 +5,7 @@ Three marks: ok; absent (what a stage makes when it first runs: no fault); wrong
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -12,12 +13,14 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from contracts.derive import FACTS, SCHEMA, Fact
 from contracts.registry import RegistryError, load_registry
 from contracts.tables import TABLES, Table
 from pipeline import kafka
 from pipeline.errors import NotSetUp, PipelineError
 from pipeline.lake import Lake, schema_version
 from pipeline.settings import Settings
+from pipeline.warehouse import Warehouse
 
 Mark = Literal["ok", "absent", "wrong"]
 
@@ -154,6 +157,22 @@ def _lake(settings: Settings) -> Iterator[Check]:
             return f"version {delta.version()}, schema version {schema_version(delta)}"
 
         yield _check(f"table {table.path}", opened, absent=NotSetUp)
+
+
+def _warehouse(settings: Settings) -> Iterator[Check]:
+    address = settings.warehouse
+    with closing(Warehouse(address)) as warehouse:
+        for fact in FACTS:
+
+            def shown(fact: Fact = fact) -> str:
+                loaded = warehouse.loaded(fact)
+                return f"shows version {loaded.version} of {fact.table.path}" if loaded else "nothing loaded yet"
+
+            where = f"{address.host}:{address.port}, {address.database}"
+            check = _check(f"warehouse {where}: {SCHEMA}.{fact.name}", shown)
+            yield check
+            if check.mark != "ok":
+                return
 
 
 def _show(console: Console, check: Check) -> None:

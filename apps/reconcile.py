@@ -7,6 +7,7 @@ cut, and then compares the two at exactly the version that is covered, so that a
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ from deltalake import DeltaTable
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from contracts.derive import FACTS
 from contracts.tables import (
     BRONZE_DEAD_LETTERS,
     BRONZE_READINGS,
@@ -29,12 +31,15 @@ from contracts.tables import (
 )
 from pipeline import books, changefeed, kafka
 from pipeline.books import Books, Entry
-from pipeline.errors import PipelineError
+from pipeline.errors import HistoryMismatch, PipelineError
 from pipeline.lake import Lake, progress, translated
 from pipeline.settings import Settings
 from pipeline.sink import positions
+from pipeline.warehouse import Warehouse
 
 T = TypeVar("T")
+
+_FACT = next(fact for fact in FACTS if fact.table is GOLD_SENSOR_5MIN)
 
 STEPS = ("raw -> bronze", "bronze -> silver", "silver -> gold", "gold -> warehouse")
 _LOOK_EVERY_S = 0.5
@@ -157,10 +162,21 @@ class _Audit:
 
     def warehouse(self) -> Entry:
         """The warehouse's 5-minute counts at the version of Gold that its ledger names."""
-        return self._windows(STEPS[3], GOLD_SENSOR_5MIN, "window_start", _gold_windows, self._warehouse)
+        with closing(Warehouse(self._settings.warehouse)) as warehouse:
+            return self._windows(
+                STEPS[3], GOLD_SENSOR_5MIN, "window_start", _storable_windows, lambda: self._loaded(warehouse)
+            )
 
-    def _warehouse(self) -> tuple[int, pl.DataFrame]:
-        raise NotImplementedError
+    def _loaded(self, warehouse: Warehouse) -> tuple[int, pl.DataFrame]:
+        shown, rows = warehouse.row_counts(_FACT)
+        gold = str(self._lake.open(GOLD_SENSOR_5MIN).metadata().id)
+        if shown is not None and shown.table_id != gold:
+            raise HistoryMismatch(
+                f"{_FACT.name} shows another {GOLD_SENSOR_5MIN.path}, version {shown.version} of {shown.table_id}, "
+                f"not {gold}.",
+                "Start `pipeline load`: it loads the new table in its place.",
+            )
+        return shown.version if shown else 0, rows
 
     def _windows(
         self,
@@ -236,6 +252,11 @@ def _silver_windows(silver: DeltaTable) -> pl.DataFrame:
 
 def _gold_windows(gold: DeltaTable) -> pl.DataFrame:
     return _collect(pl.scan_delta(gold).select(*books.WINDOW_KEY, "count"))
+
+
+def _storable_windows(gold: DeltaTable) -> pl.DataFrame:
+    """As the warehouse can hold them: it has no NUL."""
+    return _gold_windows(gold).with_columns(pl.col(pl.String).str.replace_all("\x00", "\ufffd", literal=True))
 
 
 def _collect(frame: pl.LazyFrame) -> pl.DataFrame:
