@@ -14,6 +14,7 @@ from uuid import uuid4
 import fsspec
 import pandera.errors
 import polars as pl
+import pyarrow as pa
 from botocore.exceptions import BotoCoreError
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
@@ -112,18 +113,27 @@ class Lake:
         """
         files, path = self.files(), self.uri(f"_checks/{uuid4()}")
         with translated(f"write to {self.uri('')}"):
+            if _on_s3(self._settings):
+                files.ls(self._settings.uri.split("/")[2])  # some stores would create a missing bucket at a put
+            files.pipe_file(path, b"first", mode="create")
             try:
-                files.pipe_file(path, b"first", mode="create")
                 files.pipe_file(path, b"second", mode="create")
-            except FileExistsError:
+            except OSError as error:
+                if not _refused(error):
+                    raise
                 return
             finally:
-                if files.exists(path):
-                    files.rm_file(path)
+                files.rm_file(path)
         raise NotSetUp(
             f"The object store of {self._settings.uri} ignores If-None-Match: it does not keep two writers apart.",
             "Use a store with conditional writes: S3 itself, SeaweedFS 4, MinIO.",
         )
+
+
+def _refused(error: OSError) -> bool:
+    """Did the store refuse a conditional put?"""
+    answer = getattr(error.__cause__, "response", {}).get("ResponseMetadata", {})
+    return isinstance(error, FileExistsError) or answer.get("HTTPStatusCode") in {409, 412}
 
 
 def _on_s3(settings: config.Lake) -> bool:
@@ -220,8 +230,10 @@ def changes(table: DeltaTable, first: int, last: int) -> pl.DataFrame:
     `_commit_version`. Compaction adds nothing to it; a replace is delete + insert.
     """
     with translated(f"read the changes {first}-{last} of {table.table_uri}"):
-        feed = table.load_cdf(starting_version=first, ending_version=last).read_all()
-    return pl.DataFrame(feed).drop("_commit_timestamp")
+        feed = table.load_cdf(starting_version=first, ending_version=last)
+        # through pyarrow, since delta-rs's own reader raises bare Exceptions
+        rows = pa.RecordBatchReader.from_stream(feed).read_all()
+    return pl.DataFrame(pl.from_arrow(rows)).drop("_commit_timestamp")
 
 
 def days(column: str, values: list[date]) -> str:
@@ -234,6 +246,7 @@ _DENIED = re.compile(
     r"403 Forbidden|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|InvalidToken"
     r"|lacked the necessary privileges"
 )
+_MISSING = re.compile(r"NoSuchKey|Object at location .* not found")
 _CONFLICT = re.compile(
     r"Concurrent|concurrent|Invalid table version|Transaction failed|[Vv]ersion \d+ already exists"
 )
@@ -257,7 +270,7 @@ def translated(doing: str) -> Iterator[None]:
     """
     try:
         yield
-    except (DeltaError, OSError, BotoCoreError) as error:
+    except (DeltaError, OSError, BotoCoreError, pa.ArrowException) as error:
         text = cleaned(str(error))
         if isinstance(error, PermissionError) or _DENIED.search(text):
             raise AccessDenied(
@@ -269,7 +282,7 @@ def translated(doing: str) -> Iterator[None]:
                 f"Could not {doing}: there is no such bucket ({text}).",
                 "Create the bucket, or check PIPELINE_LAKE__URI.",
             ) from error
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, FileNotFoundError) or _MISSING.search(text):
             raise NotSetUp(
                 f"Could not {doing}: a file is missing ({text}).",
                 "Was it deleted, or vacuumed away before it was read? `pipeline rebuild` makes a table anew.",

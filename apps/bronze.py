@@ -1,0 +1,342 @@
+"""bronze: readings, dead letters and anomalies, from Kafka into the lake, each exactly once.
+
+One Quix application, a stream for each topic, a `DeltaSink` at the end of each. Values stay bytes until a sink
+commits them, and are decoded there, many at a time.
+"""
+
+import contextvars
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import quixstreams
+from confluent_kafka import KafkaException
+from quixstreams.exceptions import PartitionAssignmentError
+from quixstreams.kafka.exceptions import BaseKafkaException, KafkaBrokerUnavailableError
+
+from contracts.tables import BRONZE_ANOMALIES, BRONZE_DEAD_LETTERS, BRONZE_READINGS, Table
+from contracts.wire import (
+    DLQ_MESSAGE,
+    DLQ_OFFSET,
+    DLQ_PARTITION,
+    DLQ_REASON,
+    DLQ_TIMESTAMP,
+    DLQ_TOPIC,
+    DLQ_VERSION,
+    Anomaly,
+)
+from pipeline import kafka
+from pipeline.errors import ContractBroken, HistoryMismatch, PipelineError, Unreachable
+from pipeline.lake import Lake
+from pipeline.microbatch import unpack
+from pipeline.settings import Settings
+from pipeline.sink import Decode, Decoded, DeltaSink, Message, positions
+from pipeline.stage import Stage, retrying, running
+
+log = logging.getLogger(__name__)
+
+
+def run(settings: Settings, *, until_caught_up: bool = False) -> None:
+    """Until stopped; or until everything that is in the topics now is in the lake.
+
+    Raises HistoryMismatch where lake, topics and consumer group do not belong together, NotSetUp where a topic or the
+    bucket is missing or the store has no conditional put, SchemaTooNew, AccessDenied; Unreachable or Conflict when
+    trying for `retry_s` did not help. Nothing is lost by any of them.
+    """
+    with running("bronze", settings) as stage:
+        lake = Lake(settings.lake)
+        topics = [flow.topic for flow in FLOWS]
+        retrying(settings, "find the topics", lambda: kafka.require_topics(settings, *topics))
+        retrying(settings, "write to the lake", lake.require_conditional_put)
+        for flow in FLOWS:
+            retrying(settings, f"compare {flow.topic} with the lake", lambda f=flow: check(settings, lake, f))  # type: ignore[misc]
+        sinks = [flow.sink(settings, lake) for flow in FLOWS]
+        with _translated(settings):
+            app = _application(settings, stage, sinks)
+            _run(app, stage, _Backlog(settings, lake).drained if until_caught_up else lambda: False)
+        for sink in sinks:
+            if sink.failure is not None:
+                raise sink.failure
+
+
+def _application(settings: Settings, stage: Stage, sinks: Sequence[DeltaSink]) -> quixstreams.Application:
+    def processed(*_: object) -> None:
+        stage.beat()
+        if sum(sink.buffered_bytes for sink in sinks) >= settings.bronze.commit_bytes:
+            checkpoints.commit_checkpoint(force=True)
+
+    def served(statistics: str) -> None:
+        """The client's statistics come out of its poll, with or without messages: the loop turns."""
+        stage.beat()
+        failure = next((sink.failure for sink in sinks if sink.failure is not None), None)
+        if failure is not None:
+            stage.unready(failure.what)
+        elif _statistics.decode(statistics).cgrp.join_state != "steady":
+            stage.unready("waiting for its partitions")
+        else:
+            stage.ready()
+
+    app = kafka.application(
+        settings,
+        "bronze",
+        commit_interval=settings.bronze.commit_interval_s,
+        commit_every=settings.bronze.commit_every,
+        consumer_poll_timeout=0.2,
+        broker_availability_timeout=max(settings.retry_s, 1.0),
+        on_message_processed=processed,
+        on_processing_error=lambda *_: False,
+        on_consumer_error=lambda *_: False,
+        consumer_extra_config={"statistics.interval.ms": 1000, "stats_cb": served},
+    )
+    for flow, sink in zip(FLOWS, sinks, strict=True):
+        topic = app.topic(kafka.topic(settings, flow.topic), value_deserializer="bytes", key_deserializer="bytes")
+        stream = app.dataframe(topic)
+        stream.sink(sink)
+    checkpoints = stream.processing_context
+    return app
+
+
+def _run(app: quixstreams.Application, stage: Stage, done: Callable[[], bool]) -> None:
+    """Run until the stage is stopping or `done`, which is asked in a thread of its own."""
+    ended = threading.Event()
+    failed: list[PipelineError] = []
+
+    def watch() -> None:
+        stop = False
+        while not ended.wait(0.2):
+            try:
+                stop = stop or stage.stopping.is_set() or done()
+            except PipelineError as error:
+                failed.append(error)
+                stop = True
+            if stop:
+                app.stop()
+
+    # The stage has its handlers already, and they end in app.stop() above.
+    app._setup_signal_handlers = lambda: None
+    watcher = threading.Thread(target=contextvars.copy_context().run, args=[watch], daemon=True, name="watcher")
+    watcher.start()
+    try:
+        app.run()
+    finally:
+        ended.set()
+    for error in failed:
+        raise error
+
+
+class _Backlog:
+    """What was in the topics at the start, and is not yet in the lake."""
+
+    def __init__(self, settings: Settings, lake: Lake) -> None:
+        self._settings = settings
+        self._lake = lake
+        self._ends = {flow: kafka.end_offsets(settings, flow.topic) for flow in FLOWS}
+
+    def drained(self) -> bool:
+        """Whether nothing of it is left. Raises TransientErrors when trying for `retry_s` did not help."""
+        return retrying(self._settings, "see how far the lake is", self._drained)
+
+    def _drained(self) -> bool:
+        for flow, ends in list(self._ends.items()):
+            at = positions(self._lake.open(flow.table), kafka.topic(self._settings, flow.topic), ends)
+            if not kafka.drained(self._settings, flow.topic, at, ends):
+                return False
+            del self._ends[flow]
+        return True
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A topic, the table that keeps it, and how."""
+
+    topic: str
+    table: Table
+    decode: Decode
+
+    def sink(self, settings: Settings, lake: Lake) -> DeltaSink:
+        """The sink at the end of its stream."""
+        name = kafka.topic(settings, self.topic)
+        return DeltaSink(lake, self.table, name, self.decode, retry_s=settings.retry_s)
+
+
+def check(settings: Settings, lake: Lake, flow: Flow) -> None:
+    """Do the table, the topic and the consumer group tell the same story? Creates the table where it is missing.
+
+    Raises HistoryMismatch where Kafka has less than the table (the topic was recreated), or the group has read what
+    the table does not have (the lake was wiped or restored). Messages that expired unread are logged.
+    """
+    name, group = kafka.topic(settings, flow.topic), settings.group("bronze")
+    ends, lows = kafka.end_offsets(settings, flow.topic), kafka.low_offsets(settings, flow.topic)
+    read = kafka.committed(settings, group, flow.topic)
+    stored = positions(lake.ensure(flow.table), name, ends)
+    for partition, end in ends.items():
+        table, at = lake.uri(flow.table.path), stored.get(partition, 0)
+        if at > end:
+            raise HistoryMismatch(
+                f"{table} holds {name}, partition {partition}, up to offset {at - 1}, but the topic ends before "
+                f"{end}: the topic was recreated.",
+                "The lake belongs to a topic that is gone. Start an empty lake with another PIPELINE_LAKE__URI, or "
+                "give the new topic another name with PIPELINE_KAFKA__TOPIC_PREFIX.",
+            )
+        if read.get(partition, 0) > at:
+            raise HistoryMismatch(
+                f"Group {group} has read {name}, partition {partition}, up to offset {read[partition] - 1}, but "
+                f"{table} has nothing from {at} on: the lake was wiped or restored.",
+                "Bring the lake back, or read again what Kafka still has: stop bronze, then kafka-consumer-groups.sh "
+                f"--group {group} --topic {name}:{partition} --reset-offsets --to-offset {at} --execute",
+            )
+        if lows[partition] > at:
+            log.error(
+                "%s, partition %d: offsets %d to %d expired before they were read; the lake will never have them.",
+                name,
+                partition,
+                at,
+                lows[partition] - 1,
+            )
+
+
+def readings(messages: Sequence[Message], now: datetime) -> Decoded:
+    """Micro-batches -> rows of bronze/readings, in their order. Raises SchemaTooNew."""
+    read: list[Message] = []
+    tables: list[pa.Table] = []
+    unreadable: list[tuple[Message, str]] = []
+    for message in messages:
+        try:
+            tables.append(unpack(message.value or b""))
+            read.append(message)
+        except (ContractBroken, OSError) as error:  # pyarrow calls a truncated stream an OSError
+            unreadable.append((message, str(error)))
+    if not tables:
+        return Decoded(pl.DataFrame(schema=BRONZE_READINGS.schema), unreadable)
+    lengths = [table.num_rows for table in tables]
+    rows = pl.DataFrame(pl.from_arrow(pa.concat_tables(tables))).with_columns(
+        batch_partition=pl.Series(np.repeat([message.partition for message in read], lengths), dtype=pl.Int32),
+        batch_offset=pl.Series(np.repeat([message.offset for message in read], lengths), dtype=pl.Int64),
+        batch_row=pl.Series(np.concatenate([np.arange(length) for length in lengths]), dtype=pl.Int32),
+    )
+    return Decoded(_stamped(rows, BRONZE_READINGS, now), unreadable)
+
+
+def dead_letters(messages: Sequence[Message], now: datetime) -> Decoded:
+    """Dead letters -> rows of bronze/dead_letters. One without our headers is unreadable."""
+    rows: list[Mapping[str, object]] = []
+    unreadable: list[tuple[Message, str]] = []
+    for message in messages:
+        try:
+            rows.append(_dead_letter(message))
+        except (KeyError, ValueError) as error:
+            unreadable.append((message, f"not a dead letter: {error!r}"))
+    return _rows(rows, BRONZE_DEAD_LETTERS, now, unreadable)
+
+
+def _dead_letter(message: Message) -> Mapping[str, object]:
+    # the last header of a name wins: ours come after those of the raw message
+    told = {name: _text(value) for name, value in message.headers or () if name.startswith("dlq.")}
+    return {
+        "raw_topic": told[DLQ_TOPIC],
+        "raw_partition": _number(told[DLQ_PARTITION], 2**31),
+        "raw_offset": _number(told[DLQ_OFFSET], 2**63),
+        "raw_timestamp": _number(told[DLQ_TIMESTAMP], 2**53) * 1000,
+        "reason": told[DLQ_REASON],
+        "message": told[DLQ_MESSAGE],
+        "key": message.key,
+        "value": message.value,
+        "app_version": told[DLQ_VERSION],
+        "batch_partition": message.partition,
+        "batch_offset": message.offset,
+    }
+
+
+def anomalies(messages: Sequence[Message], now: datetime) -> Decoded:
+    """Anomalies -> rows of bronze/anomalies. What is not one (contracts.wire.Anomaly) is unreadable."""
+    rows: list[Mapping[str, object]] = []
+    unreadable: list[tuple[Message, str]] = []
+    for message in messages:
+        try:
+            told = msgspec.structs.asdict(_anomaly.decode(message.value or b""))
+            times = {name: _utc(told[name]) for name in ("timestamp", "window_start")}
+        except (msgspec.DecodeError, ValueError) as error:
+            unreadable.append((message, f"not an anomaly: {error}"))
+        else:
+            rows.append({**told, **times, "batch_partition": message.partition, "batch_offset": message.offset})
+    return _rows(rows, BRONZE_ANOMALIES, now, unreadable)
+
+
+_anomaly = msgspec.json.Decoder(Anomaly)
+
+
+def _text(value: bytes | str | None) -> str:
+    return value.decode() if isinstance(value, bytes) else value or ""
+
+
+def _number(text: str, below: int) -> int:
+    number = int(text)
+    if not 0 <= number < below:
+        raise ValueError(f"{text} is not from 0 to {below - 1}")
+    return number
+
+
+def _utc(text: str) -> int:
+    """RFC 3339 in UTC -> microseconds since 1970."""
+    time = datetime.fromisoformat(text)
+    if not text.endswith("Z"):
+        raise ValueError(f"{text} is not in UTC")
+    return (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+
+
+def _rows(
+    rows: Sequence[Mapping[str, object]], table: Table, now: datetime, unreadable: Sequence[tuple[Message, str]]
+) -> Decoded:
+    """Rows that tell times in microseconds since 1970."""
+    types = {name: pl.Int64 if isinstance(dtype, pl.Datetime) else dtype for name, dtype in table.schema.items()}
+    frame = pl.DataFrame(rows, schema={name: dtype for name, dtype in types.items() if not name.startswith("ingest")})
+    return Decoded(_stamped(frame, table, now), unreadable)
+
+
+def _stamped(rows: pl.DataFrame, table: Table, now: datetime) -> pl.DataFrame:
+    stamped = rows.with_columns(ingested_at=pl.lit(now), ingest_date=pl.lit(now.date()))
+    return stamped.select(pl.col(name).cast(dtype) for name, dtype in table.schema.items())
+
+
+FLOWS = (
+    Flow(kafka.READINGS, BRONZE_READINGS, readings),
+    Flow(kafka.DEAD_LETTERS, BRONZE_DEAD_LETTERS, dead_letters),
+    Flow(kafka.ANOMALIES, BRONZE_ANOMALIES, anomalies),
+)
+
+
+class _Group(msgspec.Struct):
+    join_state: str = ""
+
+
+class _Statistics(msgspec.Struct):
+    """The little of librdkafka's statistics that is looked at here."""
+
+    cgrp: _Group = msgspec.field(default_factory=_Group)
+
+
+_statistics = msgspec.json.Decoder(_Statistics)
+
+
+@contextmanager
+def _translated(settings: Settings) -> Iterator[None]:
+    """Turn what Quix raises into an error of ours."""
+    with kafka.translated(settings, "consume"):
+        try:
+            yield
+        except BaseKafkaException as error:
+            raise KafkaException(error.error) from error
+        except PartitionAssignmentError as error:
+            raise error.__cause__ or error from error
+        except KafkaBrokerUnavailableError as error:
+            raise Unreachable(
+                f"Kafka at {settings.kafka.bootstrap_servers} did not answer for {settings.retry_s:g} s.",
+                "Is the broker up? `pipeline doctor` tests it.",
+            ) from error
