@@ -7,36 +7,36 @@ and `sensor_5min`), so that a stop anywhere between them leaves nothing to repai
 from functools import partial
 
 from contracts.registry import Registry, RegistryError, load_registry
-
 from contracts.tables import GOLD_DAILY_SUMMARY, GOLD_LOCATION_HOURLY, GOLD_SENSOR_5MIN, SILVER_READINGS
 from pipeline import aggregate
-from pipeline.errors import BadInput, NotSetUp
+from pipeline.errors import BadInput
 from pipeline.lake import Lake
 from pipeline.refresh import Derived, Refresh
 from pipeline.settings import Settings
-from pipeline.stage import Stage, poll, retrying, running
+from pipeline.stage import poll, retrying, running, source_exists
 
 
 def run(settings: Settings, *, until_caught_up: bool = False) -> None:
     """Keep the Gold tables up to date until stopped, or until they cover what Silver has now."""
     with running("gold", settings) as stage:
-        refreshes = refreshes_of(settings)
+        lake = Lake(settings.lake)
+        refreshes = refreshes_of(settings, lake)
 
         def cycle() -> int:
             rows = sum(retrying(settings, f"refresh {refresh.name}", refresh) for refresh in refreshes)
             return rows if until_caught_up else 0  # a refresh leaves nothing over: the next is due after the interval
 
-        if _silver_is_there(stage, settings, until_caught_up):
-            poll(stage, settings.gold.interval_s, cycle, until_caught_up)
+        interval_s = settings.gold.interval_s
+        if source_exists(stage, settings, interval_s, lambda: lake.open(SILVER_READINGS), until_caught_up):
+            poll(stage, interval_s, cycle, until_caught_up)
 
 
-def refreshes_of(settings: Settings) -> list[Refresh]:
+def refreshes_of(settings: Settings, lake: Lake) -> list[Refresh]:
     """The three tables in the order in which they depend on each other. Raises BadInput for a wrong registry."""
     try:
         registry = load_registry(settings.registry)
     except RegistryError as error:
         raise BadInput(str(error), "Correct the sensor registry (PIPELINE_REGISTRY).") from error
-    lake = Lake(settings.lake)
     return [Refresh(lake, table, settings.gold.max_rows) for table in tables(registry)]
 
 
@@ -73,17 +73,3 @@ def tables(registry: Registry) -> list[Derived]:
         compute=partial(aggregate.daily_summary, registry=registry),
     )
     return [windows, hours, days]
-
-
-def _silver_is_there(stage: Stage, settings: Settings, until_caught_up: bool) -> bool:
-    """Wait for the table that silver creates. False: stopping, or nothing to do."""
-    lake = Lake(settings.lake)
-    while True:
-        try:
-            retrying(settings, "open silver/readings", lambda: lake.open(SILVER_READINGS))
-        except NotSetUp as error:
-            stage.unready(str(error))
-            if until_caught_up or stage.wait(settings.gold.interval_s):
-                return False
-        else:
-            return True

@@ -109,12 +109,14 @@ def _ledger(dialect: Dialect) -> list[str]:
     return [
         f"CREATE TABLE IF NOT EXISTS {name} (\n"
         f"    table_name {_TEXT[dialect]} NOT NULL,\n"
+        f"    gold_table_id {_TEXT[dialect]} NOT NULL,\n"
         "    gold_version BIGINT NOT NULL,\n"
         "    row_count BIGINT NOT NULL,\n"
         "    loaded_at TIMESTAMPTZ NOT NULL,\n"
         "    PRIMARY KEY (table_name, gold_version)\n"
         ")",
-        f"COMMENT ON TABLE {name} IS 'Which version of a Gold table a fact table shows: the highest of its rows'",
+        f"COMMENT ON TABLE {name} IS "
+        "'Which version of a Gold table, by its id in the lake, a fact table shows: the highest of its rows'",
     ]
 
 

@@ -3,8 +3,9 @@
 The result depends on the rows only, never on their order: sums run over values in ascending order (windows of
 readings), or over windows in the order of sensor and time (roll-ups).
 
-Health counts slots: the clock of an expected interval, from the Unix epoch. A slot is expected where it lies wholly
-in the window and in the sensor's active range; it is reported where a reading falls into it.
+Health counts slots: the ticks of an expected interval, from the Unix epoch. A slot is expected where it lies wholly
+in the window and in the time that the sensor is registered for; it is reported where a reading falls into it. A
+window that has not ended yet counts whole: its health rises until then.
 """
 
 from collections.abc import Sequence
@@ -38,7 +39,9 @@ Ints = npt.NDArray[np.int64]
 
 _GROUP = ["location", "sensor_type", "start"]
 
-_ALWAYS = (datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC))
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_FIRST_US, _LAST_US = 0, 2**62
+"""Where an entry of the registry has no bound."""
 
 
 def summary(readings: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
@@ -78,20 +81,21 @@ def sensor_5min(readings: pl.DataFrame, registry: "Registry") -> pl.DataFrame:
         pl.col("timestamp").dt.truncate(WINDOW).alias("window_start")
     )
     windows = summary(rows, key)
-    slots = _slots(windows.select(key), "window_start", FIVE_MINUTES, registry)
+    parts = _slots(windows.select(key), "window_start", FIVE_MINUTES, registry)
+    expected = parts.group_by(key).agg(pl.col("slots").sum().alias("expected_count"))
+    time = pl.col("timestamp")
     reported = (
         rows.select(*key, _us("timestamp"))
-        .join(slots, on=key)
-        .filter(pl.col("timestamp").is_between("first_us", "end_us", closed="left"))
+        .join(parts, on=key)
+        .filter(time.is_between("first_us", "end_us", closed="left"))
         .group_by(key)
-        .agg((pl.col("timestamp") // pl.col("interval_us")).n_unique().cast(pl.Int64).alias("reported_count"))
+        .agg(pl.struct("first_us", time // pl.col("interval_us")).n_unique().cast(pl.Int64).alias("reported_count"))
     )
     return (
-        windows.join(slots.filter(pl.col("slots") > 0), on=key, how="left")
+        windows.join(expected, on=key, how="left")
         .join(reported, on=key, how="left")
         .with_columns(
-            pl.col("slots").alias("expected_count"),
-            pl.when(pl.col("slots") > 0).then(pl.col("reported_count").fill_null(0)),
+            pl.when(pl.col("expected_count").is_not_null()).then(pl.col("reported_count").fill_null(0)),
             pl.col("window_start").dt.date().alias("event_date"),
         )
         .with_columns(_health("reported_count", "expected_count"))
@@ -149,75 +153,100 @@ def _rollup(windows: pl.DataFrame, registry: "Registry", every: str, length: tim
     )
 
 
-def _sensors(parts: pl.DataFrame, registry: "Registry", length: timedelta) -> pl.DataFrame:
+def _sensors(windows: pl.DataFrame, registry: "Registry", length: timedelta) -> pl.DataFrame:
     """Slots `expected` and `reported`, and sensors_expected, per location, sensor type and `start`: over the active
     sensors of the registry, silent ones too, and whichever others reported.
     """
     key = [*_GROUP, "sensor_id"]
     registered = (
-        parts.select(_GROUP)
+        windows.select(_GROUP)
         .unique()
-        .join(_ranges(registry), on=["location", "sensor_type"])
-        .filter(
-            (pl.col("from_us") < _us("start") + _length_us(length)) & (pl.col("to_us") > _us("start")),
-        )
+        .join(_entries(registry), on=["location", "sensor_type"])
+        .filter(_overlap("start", length))
         .select(key)
     )
-    slots = _slots(pl.concat([registered, parts.select(key)]).unique(), "start", length, registry)
-    window = _us("window_start")
-    inside = window.is_between("first_us", "end_us", closed="left")
-    long = pl.col("interval_us") > _length_us(FIVE_MINUTES)
-    reported = (
-        parts.select(*key, "window_start", "reported_count")
-        .join(slots, on=key)
+    sensors = pl.concat([registered, windows.select(key)]).unique()
+    parts = _slots(sensors, "start", length, registry)
+    expected = parts.group_by(key).agg(pl.col("slots").sum().alias("expected"))
+    # intervals up to 5 minutes were counted by the windows; longer ones are by the windows that there are
+    time, interval = _us("window_start"), pl.col("interval_us")
+    short = windows.group_by(key).agg(pl.col("reported_count").sum().alias("short"))
+    long = (
+        windows.select(*key, "window_start")
+        .join(parts.filter(interval > _in_us(FIVE_MINUTES)), on=key)
+        .filter(time.is_between("first_us", "end_us", closed="left"))
         .group_by(key)
-        .agg(
-            pl.when(long.first())
-            .then((window // pl.col("interval_us")).filter(inside).n_unique())
-            .otherwise(pl.col("reported_count").sum())
-            .cast(pl.Int64)
-            .alias("reported")
-        )
+        .agg(pl.struct("first_us", time // interval).n_unique().cast(pl.Int64).alias("long"))
     )
     return (
-        slots.join(reported, on=key, how="left")
+        sensors.join(expected, on=key, how="left")
+        .join(short, on=key, how="left")
+        .join(long, on=key, how="left")
         .group_by(_GROUP)
         .agg(
-            pl.col("slots").sum().alias("expected"),
-            pl.col("reported").sum(),
+            pl.col("expected").sum(),
+            (pl.col("short").sum() + pl.col("long").sum()).alias("reported"),
             pl.len().cast(pl.Int64).alias("sensors_expected"),
         )
     )
 
 
 def _slots(keys: pl.DataFrame, start: str, length: timedelta, registry: "Registry") -> pl.DataFrame:
-    """`keys` (with sensor_id, sensor_type and the time `start`) with interval_us, and the slots that the sensor is
-    expected in: [first_us, end_us) in microseconds of the epoch, `slots` in number (int64, 0: none).
+    """The slots in which sensors are expected: `keys` (sensor_id, sensor_type, location, the window's `start`), each
+    once for every entry of the registry that holds in the window, with interval_us at the beginning of it, the range
+    [first_us, end_us) (microseconds of the epoch) and the number of `slots` in it; without those that have none.
+
+    A sensor away from its place is expected as at its place; one that was never registered, always.
     """
-    limits = registry.limits(keys.select("sensor_id", "sensor_type", pl.col(start).alias("timestamp")))
-    spans = _ranges(registry).group_by("sensor_id", "sensor_type").agg(pl.col("from_us").min(), pl.col("to_us").max())
+    series = ["sensor_id", "sensor_type"]
+    entries = _entries(registry)
+    here = pl.col("location") == pl.col("location_right")
+    registered = (
+        keys.join(entries, on=series)
+        .filter(_overlap(start, length))
+        .filter(here | ~here.any().over(keys.columns))
+        .drop("location_right")
+    )
+    others = keys.join(entries, on=series, how="anti").with_columns(
+        pl.lit(_FIRST_US, pl.Int64).alias("from_us"), pl.lit(_LAST_US, pl.Int64).alias("to_us")
+    )
+    parts = pl.concat([registered, others]).with_columns(
+        pl.max_horizontal(_us(start), "from_us").alias("from_us"),
+        pl.min_horizontal(_us(start) + _in_us(length), "to_us").alias("to_us"),
+    )
+    begin = pl.from_epoch("from_us", "us").dt.replace_time_zone("UTC").alias("timestamp")
     interval = pl.col("interval_us")
     return (
-        keys.with_columns((limits["interval_s"] * 1_000_000).round().cast(pl.Int64).alias("interval_us"))
-        .join(spans, on=["sensor_id", "sensor_type"], how="left")
-        .with_columns(
-            (-(-pl.max_horizontal(_us(start), "from_us") // interval) * interval).alias("first_us"),
-            (pl.min_horizontal(_us(start) + _length_us(length), "to_us") // interval * interval).alias("end_us"),
+        parts.with_columns(
+            (registry.limits(parts.select(*series, begin))["interval_s"] * 1e6)
+            .round()
+            .cast(pl.Int64)
+            .alias("interval_us")
         )
-        .with_columns(((pl.col("end_us") - pl.col("first_us")) // interval).clip(lower_bound=0).alias("slots"))
+        .with_columns(
+            (-(-pl.col("from_us") // interval) * interval).alias("first_us"),
+            (pl.col("to_us") // interval * interval).alias("end_us"),
+        )
+        .with_columns(((pl.col("end_us") - pl.col("first_us")) // interval).alias("slots"))
+        .filter(pl.col("slots") > 0)
         .drop("from_us", "to_us")
     )
 
 
-def _ranges(registry: "Registry") -> pl.DataFrame:
-    """Registered sensors: sensor_id, sensor_type, location, active from_us, to_us (microseconds of the epoch)."""
-    return registry.active(*_ALWAYS).select(
+def _entries(registry: "Registry") -> pl.DataFrame:
+    """Registered sensors: sensor_id, sensor_type, location, and from_us to to_us, since when and until when."""
+    return registry.active(_EPOCH, datetime.max.replace(tzinfo=UTC)).select(
         "sensor_id",
         "sensor_type",
         "location",
-        _us("active_from").fill_null(_epoch_us(_ALWAYS[0])).alias("from_us"),
-        _us("active_to").fill_null(_epoch_us(_ALWAYS[1])).alias("to_us"),
+        _us("active_from").fill_null(_FIRST_US).alias("from_us"),
+        _us("active_to").fill_null(_LAST_US).alias("to_us"),
     )
+
+
+def _overlap(start: str, length: timedelta) -> pl.Expr:
+    """Does an entry hold at any time of the window?"""
+    return (pl.col("from_us") < _us(start) + _in_us(length)) & (pl.col("to_us") > _us(start))
 
 
 def _health(reported: str, expected: str) -> pl.Expr:
@@ -229,11 +258,7 @@ def _us(column: str) -> pl.Expr:
     return pl.col(column).dt.epoch("us")
 
 
-def _epoch_us(time: datetime) -> int:
-    return (time - _ALWAYS[0]) // timedelta(microseconds=1)
-
-
-def _length_us(length: timedelta) -> int:
+def _in_us(length: timedelta) -> int:
     return length // timedelta(microseconds=1)
 
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 import tenacity
 
 from pipeline import __version__, logs, metrics
-from pipeline.errors import TransientError
+from pipeline.errors import NotSetUp, TransientError
 from pipeline.health import Health, serve
 from pipeline.settings import Settings
 
@@ -139,6 +139,24 @@ def poll(stage: Stage, interval_s: float, cycle: Callable[[], int], until_caught
             continue
         if until_caught_up or stage.wait(interval_s):
             return
+
+
+def source_exists(
+    stage: Stage, settings: Settings, interval_s: float, open_source: Callable[[], object], until_caught_up: bool
+) -> bool:
+    """Wait until `open_source` no longer raises NotSetUp: the stage before makes the tables. False: it still does,
+    and the stage is stopping, or was only to catch up.
+    """
+    while True:
+        try:
+            retrying(settings, "open the source", open_source)
+        except NotSetUp as missing:
+            log.info("nothing to do yet: %s", missing.what)
+            stage.unready(missing.what)
+            if until_caught_up or stage.wait(interval_s):
+                return False
+        else:
+            return True
 
 
 def retrying(settings: Settings, doing: str, fn: Callable[[], T]) -> T:

@@ -157,10 +157,11 @@ COMMENT ON COLUMN analytics.fact_daily_summary."anomaly_rate" IS 'anomaly_count 
 
 CREATE TABLE IF NOT EXISTS analytics.load_ledger (
     table_name VARCHAR(512) NOT NULL,
+    gold_table_id VARCHAR(512) NOT NULL,
     gold_version BIGINT NOT NULL,
     row_count BIGINT NOT NULL,
     loaded_at TIMESTAMPTZ NOT NULL,
     PRIMARY KEY (table_name, gold_version)
 );
 
-COMMENT ON TABLE analytics.load_ledger IS 'Which version of a Gold table a fact table shows: the highest of its rows';
+COMMENT ON TABLE analytics.load_ledger IS 'Which version of a Gold table, by its id in the lake, a fact table shows: the highest of its rows';
