@@ -23,8 +23,9 @@ from pipeline.settings import Settings, environment
 from pipeline.stage import PORTS
 
 DIRECTORY = Path(".demo")
-STAGES = ("simulate", "ingest", "bronze", "silver", "gold", "load", "detect", "monitor", "dashboard")
-"""In the order of their start: the way of a reading first, since first light in Gold is what is waited for."""
+FIRST = ("simulate", "ingest", "bronze", "silver", "gold")
+STAGES = (*FIRST, "load", "detect", "monitor", "dashboard")
+"""Python's imports are most of the start, and two cores share them: the way to Gold comes first, the rest follows."""
 
 GOLD = "gold/sensor_5min"
 CANNOT_TELL = 2
@@ -69,7 +70,7 @@ def run(
         with ExitStack() as running:
             try:
                 services = _start_services(running, settings, ports)
-                stages = _start_stages(running, settings, ports, source)
+                stages = _stages(running, settings, ports, source)
                 demo = _Demo(settings, ports, services, stages, started)
                 return demo.until_done(report) if until_done else demo.forever()
             except KeyboardInterrupt:
@@ -129,7 +130,7 @@ def directory(offset: int) -> Path:
 
 
 def _start_services(running: ExitStack, settings: Settings, ports: Mapping[str, int]) -> dict[str, Process]:
-    """Broker, store and warehouse, empty, with their topics and tables."""
+    """Broker, with its topics, store and warehouse, empty."""
     place = settings.state_dir.parent.resolve()
     kafka_port = int(settings.kafka.bootstrap_servers.rpartition(":")[2])
     store_port = urllib.parse.urlsplit(settings.lake.endpoint_url or "").port or 80
@@ -159,19 +160,17 @@ def _start_services(running: ExitStack, settings: Settings, ports: Mapping[str, 
     for service in services:
         service.start()
     from pipeline import kafka  # heavy: while the services start
-    from pipeline.warehouse import Warehouse
 
     for service in services:
         service.await_ready()
     kafka.create_topics(settings)
-    with closing(Warehouse(settings.warehouse)) as warehouse:
-        warehouse.init()
     return {service.process.name: service.process for service in services}
 
 
-def _start_stages(
+def _stages(
     running: ExitStack, settings: Settings, ports: Mapping[str, int], source: Sequence[str]
 ) -> dict[str, Process]:
+    """All of them, to be started, and to be stopped with what is running."""
     logs = settings.state_dir.parent / "logs"
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PIPELINE_")}
     stages = {}
@@ -181,8 +180,6 @@ def _start_stages(
         command = [sys.executable, "-m", "apps.cli", stage, *(source if stage == "simulate" else ())]
         stages[stage] = Process(stage, command, logs / f"{stage}.log", env=inherited | variables)
     running.callback(_stop, stages)
-    for process in stages.values():
-        process.start()
     return stages
 
 
@@ -209,7 +206,8 @@ class _Demo:
     ) -> None:
         self._settings = settings
         self._ports = ports
-        self._processes = {**services, **stages}
+        self._services = services
+        self._stages = stages
         self._source = stages["simulate"]
         self._started = started
 
@@ -254,9 +252,13 @@ class _Demo:
 
     def _looks(self) -> Iterator[dict[str, int | None]]:
         """Rows of each table, again and again, shown in between."""
-        from apps.screen import screen
+        self._start(FIRST)
+        from apps.screen import screen  # heavy: while the stages start
         from apps.vitals import Observer
+        from pipeline.warehouse import Warehouse
 
+        with closing(Warehouse(self._settings.warehouse)) as warehouse:
+            warehouse.init()
         first_in_gold = False
         pause = threading.Event()
         with (
@@ -267,14 +269,21 @@ class _Demo:
                 self._check_alive()
                 vitals = observer.look()
                 shown.show(vitals)
+                if all(vitals.stages[name] for name in FIRST):
+                    self._start(STAGES)
                 if vitals.rows[GOLD] and not first_in_gold:
                     first_in_gold = True
                     shown.say(f"First readings in Gold after {time.monotonic() - self._started:.1f} s.")
                 yield vitals.rows
                 pause.wait(LOOK_EVERY_S)
 
+    def _start(self, names: Sequence[str]) -> None:
+        for name in names:
+            if self._stages[name].pid is None:
+                self._stages[name].start()
+
     def _check_alive(self) -> None:
-        for name, process in self._processes.items():
+        for name, process in {**self._services, **self._stages}.items():
             if process.exit_code is None or (process is self._source and process.exit_code == 0):
                 continue
             raise TerminalError(

@@ -6,6 +6,7 @@ real Kafka, so CI refuses it.
 """
 
 import fcntl
+import functools
 import os
 import shutil
 import subprocess
@@ -29,6 +30,7 @@ NAMED, CONTAINER, MAVEN, EMBEDDED = (
 )
 
 
+@functools.cache
 def choose_broker() -> str:
     """One of NAMED, CONTAINER, MAVEN, EMBEDDED, as the machine has it."""
     if os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
