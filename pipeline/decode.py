@@ -111,36 +111,28 @@ def decode(messages: RawMessages, *, sensor_types: Iterable[str], now: datetime,
 def _read(values: Sequence[bytes | None]) -> tuple[list[Reading], list[int], list[Dead]]:
     """JSON -> objects: the readings, their rows, and what is none.
 
-    msgspec skips the text of unknown fields unread, so that the bytes are checked to be UTF-8 beforehand. Of an error
+    msgspec skips the text of unknown fields unread, so that the bytes are checked to be UTF-8 before. Of an error
     only the text is kept: its traceback would keep the whole batch alive.
     """
-    text = pl.Series(values, dtype=pl.Binary).cast(pl.String, strict=False)
-    textless = set(text.is_null().arg_true()) if text.null_count() else frozenset()
     readings: list[Reading] = []
     kept: list[int] = []
     dead: list[Dead] = []
     read, keep, one = readings.append, kept.append, _decoder.decode
     for row, value in enumerate(values):
-        if value is None or row in textless:
-            dead.append(_not_text(row, value))
+        if value is None:
+            dead.append(Dead(row, Reason.TOMBSTONE, "The value is null."))
             continue
         try:
+            if not value.isascii():
+                value.decode()
             read(one(value))
+        except UnicodeDecodeError as error:
+            dead.append(Dead(row, Reason.NOT_UTF8, str(error)[:MAX_MESSAGE]))
         except (msgspec.DecodeError, RecursionError) as error:
             dead.append(_not_a_reading(row, value, str(error)))
         else:
             keep(row)
     return readings, kept, dead
-
-
-def _not_text(row: int, value: bytes | None) -> Dead:
-    if value is None:
-        return Dead(row, Reason.TOMBSTONE, "The value is null.")
-    try:
-        value.decode()
-    except UnicodeDecodeError as error:
-        return Dead(row, Reason.NOT_UTF8, str(error)[:MAX_MESSAGE])
-    return Dead(row, Reason.NOT_UTF8, "Not UTF-8.")
 
 
 def _not_a_reading(row: int, value: bytes, message: str) -> Dead:
@@ -178,7 +170,8 @@ def _refused(sensor_types: Iterable[str], latest: datetime) -> pl.Expr:
 
 def _explained(refused: pl.DataFrame, sensor_types: Sequence[str]) -> list[Dead]:
     dead = []
-    for row in refused.iter_rows(named=True):
+    # Not the time itself: Python has no year 0 and none after 9999.
+    for row in refused.select("row", "refused", "sensor_id", "sensor_type", "unit", "sent").iter_rows(named=True):
         reason = Reason(row["refused"])
         if reason is Reason.UNKNOWN_SENSOR_TYPE:
             message = f"sensor_type {row['sensor_type']!r:.80} is none of {', '.join(sensor_types)}"
