@@ -100,7 +100,7 @@ class Loader:
                 pieces = grid.pieces(gold, windows, self._max_rows)
             for piece in pieces:
                 frame = grid.read(gold, piece, tuple(fact.table.schema.names()))
-                load.stage(frame)
+                load.stage(frame.sort(fact.window, *fact.table.key))  # the order of the primary key
                 rows += len(frame)
             if load.shown != target:
                 load.finish(target, windows)
