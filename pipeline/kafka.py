@@ -428,6 +428,19 @@ _SILENT = {
     KafkaError._RESOLVE,
     KafkaError._WAIT_COORD,
 }
+_MOVING = {
+    KafkaError.BROKER_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NETWORK_EXCEPTION,
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.OFFSET_NOT_AVAILABLE,
+    KafkaError.REPLICA_NOT_AVAILABLE,
+    KafkaError.REQUEST_TIMED_OUT,
+}
+"""Brokers that start, stop or hand over: soon another one answers."""
 _FENCED = {
     KafkaError._FENCED,
     KafkaError.PRODUCER_FENCED,
@@ -472,5 +485,10 @@ def _translate(settings: Settings, doing: str, error: KafkaError) -> PipelineErr
         return Unreachable(
             f"{where} did not answer in {settings.kafka.timeout_s:g} s: could not {doing}: {error.str()}",
             "Is the broker up? Check PIPELINE_KAFKA__BOOTSTRAP_SERVERS; `pipeline doctor` tests it.",
+        )
+    if code in _MOVING:
+        return Unreachable(
+            f"{where} is not ready: could not {doing}: {error.str()}",
+            "Its brokers start, stop or hand over: try again.",
         )
     return TerminalError(f"{where}: could not {doing}: {error.str()} ({error.name()})")
