@@ -1,0 +1,366 @@
+"""ingest on a broker: every raw message in exactly one place, whatever happens to the process."""
+
+import json
+import signal
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, Producer, TopicPartition
+
+from apps import ingest
+from pipeline import kafka as broker
+from pipeline import settings as config
+from pipeline.errors import NotSetUp, TerminalError, Unreachable
+from pipeline.microbatch import unpack
+from pipeline.settings import Settings
+from tests.processes import spawn, until
+from tests.services import unique
+
+pytestmark = pytest.mark.kafka
+
+PARTITIONS = 4
+NOW = datetime.now(UTC)
+
+
+@pytest.fixture
+def settings(kafka: str) -> Settings:
+    """Topics and groups of one's own, created."""
+    settings = Settings(
+        kafka=config.Kafka(
+            bootstrap_servers=kafka,
+            topic_prefix=unique("t") + ".",
+            group_prefix=unique("g"),
+            partitions=PARTITIONS,
+        ),
+        observability=config.Observability(port=0),
+        retry_s=10.0,
+    )
+    broker.create_topics(settings)
+    return settings
+
+
+def instance(settings: Settings, name: str) -> Settings:
+    return settings.model_copy(update={"kafka": settings.kafka.model_copy(update={"instance": name})})
+
+
+def small_batches(settings: Settings, messages: int) -> Settings:
+    return settings.model_copy(update={"ingest": settings.ingest.model_copy(update={"max_messages": messages})})
+
+
+def reading(number: int) -> bytes:
+    return json.dumps(
+        {
+            "event_id": f"e{number}",
+            "sensor_id": f"sensor-{number % 50}",
+            "sensor_type": "temperature",
+            "location": "hall",
+            "timestamp": (NOW - timedelta(minutes=20) + timedelta(milliseconds=20 * number)).isoformat(),
+            "value": number / 7,
+            "unit": "degC",
+        }
+    ).encode()
+
+
+def is_malformed(number: int) -> bool:
+    return number % 10 == 3
+
+
+def produce(settings: Settings, numbers: Sequence[int]) -> None:
+    """Readings, each tenth of them malformed, over all partitions."""
+    producer = Producer({"bootstrap.servers": settings.kafka.bootstrap_servers})
+    for number in numbers:
+        value = reading(number)
+        producer.produce(
+            broker.topic(settings, broker.RAW),
+            value[:-1] if is_malformed(number) else value,
+            key=f"sensor-{number % 50}",
+            partition=number % 50 % PARTITIONS,
+        )
+        producer.poll(0)
+    assert producer.flush(30) == 0
+
+
+def read(settings: Settings, name: str) -> list[Message]:
+    """Every committed message of a topic, by a plain client."""
+    topic = broker.topic(settings, name)
+    consumer = Consumer(
+        {
+            "bootstrap.servers": settings.kafka.bootstrap_servers,
+            "group.id": unique("reader"),
+            "isolation.level": "read_committed",
+            "enable.partition.eof": True,
+        }
+    )
+    consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in range(PARTITIONS)])
+    found: list[Message] = []
+    ended = 0
+    while ended < PARTITIONS:
+        for message in consumer.consume(1000, 0.2):
+            if message.error() is None:
+                found.append(message)
+            else:
+                assert message.error().code() == KafkaError._PARTITION_EOF
+                ended += 1
+    consumer.close()
+    return found
+
+
+def places(settings: Settings) -> tuple[Counter[tuple[int, int]], Counter[tuple[int, int]]]:
+    """How often each raw (partition, offset) is in sensors.readings and among the dead letters."""
+    readings: Counter[tuple[int, int]] = Counter()
+    for message in read(settings, broker.READINGS):
+        rows = unpack(message.value())
+        readings.update(zip(rows["raw_partition"].to_pylist(), rows["raw_offset"].to_pylist(), strict=True))
+    dead: Counter[tuple[int, int]] = Counter()
+    for message in read(settings, broker.DEAD_LETTERS):
+        headers = dict(message.headers())
+        dead[int(headers["dlq.partition"]), int(headers["dlq.offset"])] += 1
+    return readings, dead
+
+
+def assert_exactly_once(settings: Settings) -> None:
+    """Each raw message once, the malformed ones among the dead letters; nothing else."""
+    good, bad = set(), set()
+    for message in read(settings, broker.RAW):
+        place = (message.partition(), message.offset())
+        (good if message.value().endswith(b"}") else bad).add(place)
+    readings, dead = places(settings)
+    assert set(readings) == good
+    assert set(dead) == bad
+    assert set(readings.values()) <= {1}
+    assert set(dead.values()) <= {1}
+
+
+@pytest.fixture
+def processes(settings: Settings, tmp_path: Path) -> Iterator[Any]:
+    """Starts `pipeline ingest` as a process of an instance name; none outlives the test."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(settings: Settings, *arguments: str) -> subprocess.Popen[bytes]:
+        log = tmp_path / f"ingest-{settings.kafka.instance}.log"
+        started.append(spawn(settings, log, "ingest", *arguments))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def committed(settings: Settings) -> int:
+    return sum(broker.committed(settings, settings.group("ingest"), broker.RAW).values())
+
+
+def log_of(tmp_path: Path, name: str) -> str:
+    return (tmp_path / f"ingest-{name}.log").read_text()
+
+
+def test_each_raw_message_is_a_reading_or_a_dead_letter(settings: Settings) -> None:
+    produce(settings, range(1000))
+    ingest.run(settings, until_caught_up=True)
+    assert_exactly_once(settings)
+    assert sum(places(settings)[1].values()) == 100
+
+
+def test_caught_up_work_is_not_done_again(settings: Settings) -> None:
+    produce(settings, range(100))
+    ingest.run(settings, until_caught_up=True)
+    produce(settings, range(100, 150))
+    ingest.run(settings, until_caught_up=True)
+    ingest.run(settings, until_caught_up=True)
+    assert_exactly_once(settings)
+
+
+def test_a_dead_letter_is_its_raw_message_byte_for_byte(settings: Settings) -> None:
+    producer = Producer({"bootstrap.servers": settings.kafka.bootstrap_servers})
+    raw = broker.topic(settings, broker.RAW)
+    headers = [("trace", b"\x00\xff"), ("trace", b"again"), ("none", None), ("empty", b""), ("dlq.reason", b"mine")]
+    producer.produce(raw, b"\xff\x00{", key=b"\x80key", headers=headers, partition=2)
+    producer.produce(raw, None, key="gone", partition=2)
+    producer.produce(raw, b"", key=None, partition=2)
+    producer.produce(raw, b"[]", key=b"", partition=2)
+    assert producer.flush(10) == 0
+    ingest.run(settings, until_caught_up=True)
+
+    letters = sorted(read(settings, broker.DEAD_LETTERS), key=lambda each: int(dict(each.headers())["dlq.offset"]))
+    assert [(each.key(), each.value()) for each in letters] == [
+        (b"\x80key", b"\xff\x00{"),
+        (b"gone", None),
+        (None, b""),
+        (b"", b"[]"),
+    ]
+    assert letters[0].headers()[: len(headers)] == headers
+    added = [dict(letter.headers()) for letter in letters]
+    assert [each["dlq.reason"] for each in added] == [b"not_utf8", b"tombstone", b"not_json", b"not_an_object"]
+    assert {each["dlq.topic"].decode() for each in added} == {raw}
+    assert {each["dlq.partition"] for each in added} == {b"2"}
+    assert {each.partition() for each in letters} == {2}
+    assert all(each["dlq.message"] and each["dlq.version"] for each in added)
+    times = {message.offset(): message.timestamp()[1] for message in read(settings, broker.RAW)}
+    assert [int(each["dlq.timestamp"]) for each in added] == [times[offset] for offset in range(4)]
+
+
+def test_a_message_too_large_for_a_dead_letter_keeps_its_beginning(settings: Settings) -> None:
+    value = b"[" + b" " * 5_000_000
+    producer = Producer(
+        {
+            "bootstrap.servers": settings.kafka.bootstrap_servers,
+            "message.max.bytes": 10_000_000,
+            "compression.type": "zstd",
+        }
+    )
+    producer.produce(broker.topic(settings, broker.RAW), value, key="k", partition=0)
+    assert producer.flush(10) == 0
+    ingest.run(settings, until_caught_up=True)
+    (letter,) = read(settings, broker.DEAD_LETTERS)
+    assert letter.value() == value[:1_000_000]
+    assert dict(letter.headers())["dlq.truncated"] == str(len(value)).encode()
+    assert dict(letter.headers())["dlq.reason"] == b"not_json"
+
+
+def test_the_mark_of_an_injected_anomaly_becomes_the_label(settings: Settings) -> None:
+    producer = Producer({"bootstrap.servers": settings.kafka.bootstrap_servers})
+    for number, headers in enumerate([None, [("anomaly", b"spike")], [("other", b"x")], [("anomaly", None)]]):
+        producer.produce(broker.topic(settings, broker.RAW), reading(number), headers=headers, partition=1)
+    assert producer.flush(10) == 0
+    ingest.run(settings, until_caught_up=True)
+    rows = [row for message in read(settings, broker.READINGS) for row in unpack(message.value()).to_pylist()]
+    assert {row["raw_offset"]: row["label"] for row in rows} == {0: None, 1: "spike", 2: None, 3: None}
+
+
+def test_a_micro_batch_carries_the_brokers_time_and_event_time_in_a_header(settings: Settings) -> None:
+    produce(settings, [0])
+    ingest.run(settings, until_caught_up=True)
+    (message,) = read(settings, broker.READINGS)
+    (row,) = unpack(message.value()).to_pylist()
+    assert message.timestamp()[0] == 2  # LogAppendTime
+    assert abs(message.timestamp()[1] / 1000 - datetime.now(UTC).timestamp()) < 60
+    assert dict(message.headers())["event_time"] == str(int(row["timestamp"].timestamp() * 1000)).encode()
+
+
+def test_aborted_raw_messages_are_not_read_and_do_not_keep_it_waiting(settings: Settings) -> None:
+    produce(settings, range(20))
+    producer = Producer({"bootstrap.servers": settings.kafka.bootstrap_servers, "transactional.id": unique("x")})
+    producer.init_transactions()
+    producer.begin_transaction()
+    for number in range(20, 40):
+        producer.produce(broker.topic(settings, broker.RAW), reading(number), partition=number % PARTITIONS)
+    producer.flush()
+    producer.abort_transaction()
+    ingest.run(settings, until_caught_up=True)
+    assert_exactly_once(settings)
+
+
+def test_it_ends_at_once_where_there_is_nothing(settings: Settings) -> None:
+    ingest.run(settings, until_caught_up=True)
+    assert places(settings) == (Counter(), Counter())
+
+
+def test_a_missing_topic_is_named_with_the_command_that_creates_it(settings: Settings) -> None:
+    elsewhere = settings.kafka.model_copy(update={"topic_prefix": unique("none") + "."})
+    with pytest.raises(NotSetUp, match=r"sensors\.raw(.|\n)*pipeline topics create"):
+        ingest.run(settings.model_copy(update={"kafka": elsewhere}))
+
+
+def test_a_broker_that_does_not_answer_ends_it_in_bounded_time(settings: Settings) -> None:
+    nowhere = settings.kafka.model_copy(update={"bootstrap_servers": "127.0.0.1:1", "timeout_s": 0.5})
+    with pytest.raises(Unreachable, match=r"127\.0\.0\.1:1"):
+        ingest.run(settings.model_copy(update={"kafka": nowhere, "retry_s": 1.0}))
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_and_started_again_nothing_is_lost_or_twice(settings: Settings, processes: Any) -> None:
+    total = 60_000
+    produce(settings, range(total))
+    often = small_batches(settings, 500)
+    for part in (0.1, 0.4, 0.7):
+        process = processes(often)
+        until(lambda: committed(settings) > part * total, "progress", 60)  # noqa: B023 - called at once
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert committed(settings) < total, "it was too fast to be killed in the middle"
+    ingest.run(settings, until_caught_up=True)
+    assert_exactly_once(settings)
+
+
+@pytest.mark.slow
+def test_two_instances_share_the_work_while_one_comes_and_goes(settings: Settings, processes: Any) -> None:
+    stop = threading.Event()
+    produced = []
+
+    def keep_producing() -> None:
+        while not stop.is_set():
+            produce(settings, range(len(produced) * 500, (len(produced) + 1) * 500))
+            produced.append(500)
+
+    feeder = threading.Thread(target=keep_producing)
+    feeder.start()
+    try:
+        often = small_batches(settings, 200)
+        processes(instance(often, "0"))
+        until(lambda: committed(settings) > 500, "the first works")
+        second = processes(instance(often, "1"))
+        assert_moves(settings, 2)
+        second.send_signal(signal.SIGTERM)
+        assert second.wait(20) == 0
+        assert_moves(settings, 1)
+        third = processes(instance(often, "2"))
+        assert_moves(settings, 2)
+        third.kill()
+        assert_moves(settings, 1)
+    finally:
+        stop.set()
+        feeder.join()
+    until(
+        lambda: broker.drained(
+            settings,
+            broker.RAW,
+            broker.committed(settings, settings.group("ingest"), broker.RAW),
+            broker.end_offsets(settings, broker.RAW),
+        ),
+        "all of it is done",
+    )
+    assert_exactly_once(settings)
+
+
+def assert_moves(settings: Settings, members: int) -> None:
+    """Wait until the group has so many members with partitions, and each partition moves on."""
+    from confluent_kafka.admin import AdminClient
+
+    admin = AdminClient({"bootstrap.servers": settings.kafka.bootstrap_servers})
+    group = settings.group("ingest")
+
+    def settled() -> bool:
+        described = admin.describe_consumer_groups([group])[group].result()
+        return sum(bool(each.assignment.topic_partitions) for each in described.members) == members
+
+    until(settled, f"{members} members with partitions", 40)
+    before = broker.committed(settings, group, broker.RAW)
+
+    def moved() -> bool:
+        now = broker.committed(settings, group, broker.RAW)
+        return all(now.get(partition, 0) > before.get(partition, 0) for partition in range(PARTITIONS))
+
+    until(moved, "each partition moves on", 40)
+
+
+@pytest.mark.slow
+def test_a_second_process_under_the_same_name_ends_the_first_with_a_clear_error(
+    settings: Settings, processes: Any, tmp_path: Path
+) -> None:
+    produce(settings, range(100))
+    first = processes(settings)
+    until(lambda: committed(settings) == 100, "the first works")
+    (tmp_path / "ingest-0.log").rename(tmp_path / "first.log")
+    processes(settings)
+    assert first.wait(30) == TerminalError.exit_code
+    assert "PIPELINE_KAFKA__INSTANCE" in (tmp_path / "first.log").read_text()
+    produce(settings, range(100, 200))
+    until(lambda: committed(settings) == 200, "the second works")
+    assert_exactly_once(settings)
