@@ -394,6 +394,7 @@ def _offsets(settings: Settings, name: str, spec: OffsetSpec) -> dict[int, int]:
     with translated(settings, f"read the offsets of {topic(settings, name)}"):
         asked = {TopicPartition(topic(settings, name), partition): spec for partition in partitions}
         admin = _admin(settings)  # kept: the answers never come when it is collected before them
+        admin.list_topics(timeout=settings.kafka.timeout_s)  # without it the next call stalls for 3 s now and then
         answers = admin.list_offsets(asked, request_timeout=settings.kafka.timeout_s)
         return {place.partition: answer.result().offset for place, answer in answers.items()}
 
