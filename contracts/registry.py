@@ -100,8 +100,8 @@ def parse_registry(text: str, name: str = "registry") -> "Registry":
 class Registry:
     """What is known of sensors and their types. Immutable.
 
-    `pieces` (LIMITS) holds each combination of limits once for every span of time that it holds for; `effective`
-    finds the one for a reading.
+    `pieces` (LIMITS) has a row for each span of time in which the limits of a type or a registered sensor are the
+    same, and first of all a row of nulls, for types that are not in the registry. `effective` finds a reading's row.
     """
 
     version: str
@@ -113,9 +113,8 @@ class Registry:
         content = json.dumps(document.model_dump(mode="json", exclude_unset=True), sort_keys=True)
         self.version = hashlib.sha256(content.encode()).hexdigest()[:12]
         self.sensor_types = frozenset(document.types)
-        since: list[int] = []
-        pieces: list[tuple[Any, ...]] = []
-        self._of_type: dict[str, tuple[int, int]] = {}
+        since = [_ALWAYS]
+        pieces: list[tuple[Any, ...]] = [(None,) * len(LIMITS)]
         self._of_sensor: dict[tuple[str, str], tuple[int, int]] = {}
         entries: list[tuple[Any, ...]] = []
 
@@ -149,25 +148,15 @@ class Registry:
         series = readings.select(_SERIES).join(
             keys.with_row_index("series"), on=_SERIES, how="left", maintain_order="left"
         )["series"]
-        piece = self.effective(
-            keys["sensor_id"].to_list(),
-            keys["sensor_type"].to_list(),
-            series.cast(pl.Int64).to_numpy(),
-            readings["timestamp"].dt.epoch("us").to_numpy(),
-        )
-        index = pl.select(pl.when(pl.lit(piece) >= 0).then(pl.lit(piece))).to_series()
-        return self.pieces.select(pl.all().gather(index))
+        at_us = readings["timestamp"].dt.epoch("us").to_numpy()
+        piece = self.effective(keys.rows(), series.cast(pl.Int64).to_numpy(), at_us)
+        return self.pieces[piece]
 
-    def effective(self, sensor_ids: Sequence[str], sensor_types: Sequence[str], series: Ints, at_us: Ints) -> Ints:
-        """Row of `pieces` for each reading, -1 where the registry lacks the type.
-
-        The series are given once each (sensor_ids, sensor_types), the readings by the number of their series and
-        their event time in microseconds of the epoch.
+    def effective(self, keys: Sequence[tuple[str, str]], series: Ints, at_us: Ints) -> Ints:
+        """Row of `pieces` for each reading, given by the number of its series in `keys` (sensor_id, sensor_type) and
+        its event time in microseconds of the epoch.
         """
-        spans = [
-            self._of_sensor.get(key) or self._of_type.get(key[1], (-1, 1))
-            for key in zip(sensor_ids, sensor_types, strict=True)
-        ]
+        spans = [self._of_sensor.get(key) or self._of_type.get(key[1], (0, 1)) for key in keys]
         first, count = np.array(spans, dtype=np.int64).reshape(-1, 2).T
         piece = first[series]
         rows = np.arange(len(series))
