@@ -6,7 +6,7 @@ answer. Results go to stdout, logs and errors to stderr; there is colour only on
 
 import logging
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
@@ -285,6 +285,25 @@ def warehouse_init() -> None:
     from apps.warehouse import init
 
     init(_tool("warehouse"))
+
+
+@lake.command("compact")
+def lake_compact() -> None:
+    """Rewrite days of many small files as few large ones; stages may go on."""
+    from apps.upkeep import compact
+
+    compact(_tool("lake"))
+
+
+@lake.command("vacuum")
+def lake_vacuum(
+    keep_hours: Annotated[float, typer.Option(min=1, help="Keep the versions of so many hours.")] = 168.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+) -> None:
+    """Remove files that no kept version and no reader needs."""
+    from apps.upkeep import vacuum
+
+    vacuum(_tool("lake"), keep=timedelta(hours=keep_hours), dry_run=dry_run)
 
 
 def _fail(error: PipelineError) -> Never:
