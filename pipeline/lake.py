@@ -8,7 +8,7 @@ the commit when another writer moved any of its app ids in between, and nothing 
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import date
+from datetime import date, timedelta
 from uuid import uuid4
 
 import fsspec
@@ -23,9 +23,14 @@ from contracts.tables import SCHEMA_VERSION, Table
 from pipeline import settings as config
 from pipeline.errors import AccessDenied, Conflict, ContractBroken, NotSetUp, SchemaTooNew, Unreachable
 
+LOG_RETENTION = timedelta(days=7)
+
 CONFIGURATION = {
     "delta.enableChangeDataFeed": "true",
     "delta.checkpointInterval": "100",
+    "delta.logRetentionDuration": f"interval {LOG_RETENTION.days} days",
+    # Writers would do it at a checkpoint, whatever a reader of the change feed still needs: pipeline.upkeep does it.
+    "delta.enableExpiredLogCleanup": "false",
 }
 
 

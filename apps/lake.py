@@ -1,0 +1,76 @@
+"""`pipeline lake compact|vacuum`: upkeep of the tables. To be run on a schedule, e.g. every hour and every night."""
+
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+
+import typer
+
+from contracts.derive import FACTS
+from contracts.tables import TABLES, Table
+from pipeline import upkeep
+from pipeline.errors import NotSetUp
+from pipeline.lake import Lake
+from pipeline.settings import Settings
+from pipeline.stage import retrying
+from pipeline.warehouse import Loaded, Warehouse
+
+
+def compact(settings: Settings) -> None:
+    """Rewrite the small files of each table's crowded days, and say how many. Raises as `pipeline.upkeep.compact`."""
+    lake = Lake(settings.lake)
+    for table in _existing(lake):
+        done = retrying(settings, f"compact {table.path}", lambda t=table: upkeep.compact(lake, t))  # type: ignore[misc]
+        typer.echo(f"{table.path}: {done.files_before} files -> {done.files_after}, in {done.days} days")
+
+
+def vacuum(
+    settings: Settings, *, keep_hours: float = 168.0, dry_run: bool = False, without_warehouse: bool = False
+) -> None:
+    """Remove what neither the last `keep_hours` nor a reader needs, and say how much.
+
+    The warehouse's ledger is asked how far it is, unless there is none. Raises as `pipeline.upkeep.vacuum`, and what
+    the warehouse raises.
+    """
+    lake, now = Lake(settings.lake), datetime.now(UTC)
+    loaded: dict[str, list[int | None]] = {}
+    if not without_warehouse:
+        with closing(Warehouse(settings.warehouse)) as warehouse:
+            for fact in FACTS:
+                shown = retrying(settings, "ask the warehouse how far it is", lambda f=fact: warehouse.loaded(f))  # type: ignore[misc]
+                loaded[fact.table.path] = [_version(lake, fact.table, shown)]
+    for table in _existing(lake):
+        done = retrying(
+            settings,
+            f"vacuum {table.path}",
+            lambda t=table: upkeep.vacuum(  # type: ignore[misc]
+                lake,
+                t,
+                keep=timedelta(hours=keep_hours),
+                now=now,
+                others=loaded.get(t.path, ()),
+                dry_run=dry_run,
+            ),
+        )
+        kept = "" if done.kept_from is None else f"; version {done.kept_from} on is yet to be read, and kept"
+        verb = "would be removed" if dry_run else "removed"
+        typer.echo(f"{table.path}: {done.files} files and {done.log_entries} log entries {verb}{kept}")
+
+
+def _version(lake: Lake, table: Table, shown: Loaded | None) -> int | None:
+    """The version that the warehouse shows, if it is one of the table that is there now."""
+    try:
+        same = shown is not None and shown.table_id == str(lake.open(table).metadata().id)
+    except NotSetUp:
+        return None
+    return shown.version if same and shown is not None else None
+
+
+def _existing(lake: Lake) -> list[Table]:
+    found = []
+    for table in TABLES:
+        try:
+            lake.open(table)
+        except NotSetUp:
+            continue
+        found.append(table)
+    return found
