@@ -6,7 +6,7 @@ answer. Results go to stdout, logs and errors to stderr; there is colour only on
 
 import logging
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
@@ -135,7 +135,7 @@ def _pairs(option: str, texts: list[str]) -> dict[str, str]:
 
 @app.command()
 def ingest(until_caught_up: UntilCaughtUp = False) -> None:
-    """Decode and validate sensors.raw; write micro-batches and dead letters."""
+    """Decode sensors.raw into micro-batches and dead letters."""
     from apps.ingest import run
 
     run(_stage(), until_caught_up=until_caught_up)
@@ -143,7 +143,7 @@ def ingest(until_caught_up: UntilCaughtUp = False) -> None:
 
 @app.command()
 def detect(until_caught_up: UntilCaughtUp = False) -> None:
-    """Score readings as they come; announce anomalies on sensors.anomalies."""
+    """Score readings as they come; announce anomalies."""
     from apps.detect import run
 
     run(_stage(), until_caught_up=until_caught_up)
@@ -151,7 +151,7 @@ def detect(until_caught_up: UntilCaughtUp = False) -> None:
 
 @app.command()
 def bronze(until_caught_up: UntilCaughtUp = False) -> None:
-    """Keep readings, dead letters and anomalies in the lake, each exactly once."""
+    """Keep what is on the topics in the lake, exactly once."""
     from apps.bronze import run
 
     run(_stage(), until_caught_up=until_caught_up)
@@ -159,7 +159,7 @@ def bronze(until_caught_up: UntilCaughtUp = False) -> None:
 
 @app.command()
 def silver(until_caught_up: UntilCaughtUp = False) -> None:
-    """Refine Bronze: unique, canonical units, scored; the rest to quarantine."""
+    """Refine Bronze: unique readings, canonical units, scores."""
     from apps.silver import run
 
     run(_stage(), until_caught_up=until_caught_up)
@@ -167,7 +167,7 @@ def silver(until_caught_up: UntilCaughtUp = False) -> None:
 
 @app.command()
 def gold(until_caught_up: UntilCaughtUp = False) -> None:
-    """Recompute the windows, hours and days that new Silver rows touch."""
+    """Recompute the windows that new rows of Silver touch."""
     from apps.gold import run
 
     run(_stage(), until_caught_up=until_caught_up)
@@ -183,7 +183,7 @@ def load(until_caught_up: UntilCaughtUp = False) -> None:
 
 @app.command()
 def monitor(until_caught_up: UntilCaughtUp = False) -> None:
-    """Measure freshness and lag of every layer; serve them as metrics. --until-caught-up: once."""
+    """Measure freshness and lag (--until-caught-up: once)."""
     from apps.monitor import run
 
     run(_stage(), until_caught_up=until_caught_up)
@@ -210,7 +210,10 @@ def reconcile(
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Check every connection, topic, bucket, table and version; say what to do. Exit 0: all well, 1: not."""
+    """Check every part and say what to do. Exit 0: all well, 1: not.
+
+    Connections, topics, consumer groups, bucket, tables and versions, warehouse.
+    """
     from apps.doctor import run
 
     raise typer.Exit(run(_tool("doctor"), as_json=as_json))
@@ -238,7 +241,7 @@ def query(
 
 @app.command()
 def config(as_json: Json = False) -> None:
-    """Show every setting with its environment variable; secrets masked."""
+    """Show every setting and its variable, secrets masked."""
     from apps.config import run
 
     run(as_json=as_json)
@@ -290,7 +293,7 @@ def warehouse_init() -> None:
 @lake.command("compact")
 def lake_compact() -> None:
     """Rewrite days of many small files as few large ones; stages may go on."""
-    from apps.upkeep import compact
+    from apps.lake import compact
 
     compact(_tool("lake"))
 
@@ -299,11 +302,14 @@ def lake_compact() -> None:
 def lake_vacuum(
     keep_hours: Annotated[float, typer.Option(min=1, help="Keep the versions of so many hours.")] = 168.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    without_warehouse: Annotated[
+        bool, typer.Option("--without-warehouse", help="There is none: do not ask how far it is.")
+    ] = False,
 ) -> None:
     """Remove files that no kept version and no reader needs."""
-    from apps.upkeep import vacuum
+    from apps.lake import vacuum
 
-    vacuum(_tool("lake"), keep=timedelta(hours=keep_hours), dry_run=dry_run)
+    vacuum(_tool("lake"), keep_hours=keep_hours, dry_run=dry_run, without_warehouse=without_warehouse)
 
 
 def _fail(error: PipelineError) -> Never:
