@@ -196,17 +196,11 @@ def _slots(keys: pl.DataFrame, start: str, length: timedelta, registry: "Registr
     once for every entry of the registry that holds in the window, with interval_us at the beginning of it, the range
     [first_us, end_us) (microseconds of the epoch) and the number of `slots` in it; without those that have none.
 
-    A sensor away from its place is expected as at its place; one that was never registered, always.
+    A registered sensor is expected at its place and at no other; one that was never registered, wherever it reports.
     """
     series = ["sensor_id", "sensor_type"]
     entries = _entries(registry)
-    here = pl.col("location") == pl.col("location_right")
-    registered = (
-        keys.join(entries, on=series)
-        .filter(_overlap(start, length))
-        .filter(here | ~here.any().over(keys.columns))
-        .drop("location_right")
-    )
+    registered = keys.join(entries, on=[*series, "location"]).filter(_overlap(start, length))
     others = keys.join(entries, on=series, how="anti").with_columns(
         pl.lit(_FIRST_US, pl.Int64).alias("from_us"), pl.lit(_LAST_US, pl.Int64).alias("to_us")
     )

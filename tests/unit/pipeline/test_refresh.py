@@ -1,0 +1,239 @@
+"""On a lake in a local directory. Objects, conflicts and crashes on S3: tests/integration/test_gold.py."""
+
+import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import mkdtemp
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+
+from apps.gold import tables
+from contracts.registry import load_registry
+from contracts.tables import GOLD_DAILY_SUMMARY, GOLD_LOCATION_HOURLY, GOLD_SENSOR_5MIN, SILVER_READINGS, Table
+from pipeline import lake as lakes
+from pipeline import refresh as refreshing
+from pipeline import settings as config
+from pipeline.aggregate import daily_summary, location_hourly, sensor_5min
+from pipeline.errors import Conflict, HistoryMismatch, NotSetUp
+from pipeline.lake import Lake
+from pipeline.refresh import Refresh
+from tests.gold_oracle import Reading
+from tests.silver_rows import silver
+
+REGISTRY = load_registry()
+START = datetime(2026, 2, 28, 22, 0, tzinfo=UTC)
+GOLD = (GOLD_SENSOR_5MIN, GOLD_LOCATION_HOURLY, GOLD_DAILY_SUMMARY)
+
+
+class Silver:
+    """A lake with a growing Silver, and what Gold must be."""
+
+    def __init__(self, root: Path) -> None:
+        self.lake = Lake(config.Lake(uri=str(root), endpoint_url=None))
+        self.table = self.lake.ensure(SILVER_READINGS)
+        self.readings: list[Reading] = []
+
+    def append(self, readings: list[Reading]) -> None:
+        frame = silver(readings, len(self.readings))
+        lakes.append(self.table, SILVER_READINGS, frame, {"bronze": self.table.version()})
+        self.readings += readings
+
+    def read(self, table: Table) -> pl.DataFrame:
+        return pl.scan_delta(self.lake.open(table)).collect().sort(table.key)
+
+    def assert_gold_is_right(self) -> None:
+        windows = sensor_5min(silver(self.readings), REGISTRY)
+        for table, expected in zip(
+            GOLD, (windows, location_hourly(windows, REGISTRY), daily_summary(windows, REGISTRY)), strict=True
+        ):
+            assert_frame_equal(self.read(table), expected, check_exact=True)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Silver:
+    return Silver(tmp_path)
+
+
+def refreshes(lake: Lake, max_rows: int = 1000) -> list[Refresh]:
+    return [Refresh(lake, derived, max_rows) for derived in tables(REGISTRY)]
+
+
+def reading(second: int, sensor: str = "s", value: float = 20.0) -> Reading:
+    return Reading(sensor, "temperature", "north", START + timedelta(seconds=second), value)
+
+
+steps = st.lists(
+    st.one_of(
+        st.lists(
+            st.builds(
+                reading,
+                second=st.integers(0, 1200) | st.integers(0, 3 * 3600),
+                sensor=st.sampled_from(["s", "t"]),
+                value=st.floats(-50, 50),
+            ),
+            min_size=1,
+            max_size=8,
+        ),
+        st.sampled_from(["refresh", "refresh windows only", "restart", "compact"]),
+    ),
+    min_size=1,
+    max_size=14,
+)
+
+
+@given(steps=steps, max_rows=st.integers(1, 30))
+@settings(max_examples=12, deadline=None)
+def test_incremental_gold_is_gold_in_one_go_for_any_order_batches_and_restarts(
+    steps: list[list[Reading] | str], max_rows: int
+) -> None:
+    root = Path(mkdtemp())
+    try:
+        source = Silver(root)
+        running = refreshes(source.lake, max_rows)
+        for step in steps:
+            if isinstance(step, list):
+                source.append(step)
+            elif step == "restart":
+                running = refreshes(source.lake, max_rows)
+            elif step == "compact":
+                source.table.optimize.compact()
+            else:
+                for refresh in running[: 1 if step == "refresh windows only" else 3]:
+                    refresh()
+        for refresh in running:
+            refresh()
+        source.assert_gold_is_right()
+    finally:
+        shutil.rmtree(root)
+
+
+def test_the_same_version_again_changes_nothing(source: Silver) -> None:
+    source.append([reading(second) for second in range(0, 900, 30)])
+    for refresh in refreshes(source.lake):
+        assert refresh() > 0
+    versions = [source.lake.open(table).version() for table in GOLD]
+    for refresh in refreshes(source.lake):
+        assert refresh() == 0
+    assert [source.lake.open(table).version() for table in GOLD] == versions
+
+
+def test_a_late_reading_changes_its_own_window_hour_and_day_only(source: Silver) -> None:
+    source.append([reading(second) for second in range(0, 3 * 3600, 60)])
+    running = refreshes(source.lake)
+    for refresh in running:
+        refresh()
+    versions = [source.lake.open(table).version() for table in GOLD]
+    source.append([reading(61, value=30.0)])
+    for refresh in running:
+        refresh()
+    for table, version, window in zip(GOLD, versions, ("window_start", "hour", "event_date"), strict=True):
+        changes = lakes.changes(source.lake.open(table), version + 1, version + 1)
+        assert changes[window].n_unique() == 1, table.path
+    source.assert_gold_is_right()
+
+
+def test_a_small_cycle_reads_no_old_row_of_its_window(source: Silver, monkeypatch: pytest.MonkeyPatch) -> None:
+    source.append([reading(second) for second in range(0, 60, 5)])
+    running = refreshes(source.lake)
+    for refresh in running:
+        refresh()
+    read: list[int] = []
+    monkeypatch.setattr(refreshing.slices, "read", lambda *given: read.append(len(given[1])))
+    source.append([reading(71)])
+    assert running[0]() == 1
+    assert read == []
+
+
+@pytest.mark.parametrize("broken", [0, 1, 2])
+def test_a_crash_before_any_commit_of_a_backlog_loses_and_repeats_nothing(
+    source: Silver, monkeypatch: pytest.MonkeyPatch, broken: int
+) -> None:
+    """Three windows in pieces of one each: the first two commits are made before the progress moves."""
+    source.append([reading(second) for second in range(0, 900, 30)])
+    monkeypatch.setattr(refreshing.lake, "replace", failing(lakes.replace, broken))
+    with pytest.raises(OSError, match="no more"):
+        refreshes(source.lake, max_rows=5)[0]()
+    monkeypatch.undo()
+    for refresh in refreshes(source.lake, max_rows=5):
+        refresh()
+    source.assert_gold_is_right()
+
+
+@pytest.mark.parametrize("broken", [0, 1, 2])
+def test_a_refresh_that_failed_goes_on_rightly_with_what_it_held(
+    source: Silver, monkeypatch: pytest.MonkeyPatch, broken: int
+) -> None:
+    running = refreshes(source.lake)
+    source.append([reading(1)])
+    for refresh in running:
+        refresh()
+    source.append([reading(2), reading(302)])
+    monkeypatch.setattr(refreshing.lake, "replace", failing(lakes.replace, broken))
+    with pytest.raises(OSError, match="no more"):
+        [refresh() for refresh in running]
+    monkeypatch.undo()
+    source.append([reading(3)])
+    for refresh in running:
+        refresh()
+    source.assert_gold_is_right()
+
+
+def failing(replace: Callable[..., None], after: int) -> Callable[..., None]:
+    calls = iter(range(1000))
+
+    def maybe(*given: object) -> None:
+        if next(calls) == after:
+            raise OSError("no more")
+        replace(*given)
+
+    return maybe
+
+
+def test_of_two_at_once_the_second_is_refused_and_right_the_next_time(source: Silver) -> None:
+    one, other = refreshes(source.lake)[0], refreshes(source.lake)[0]
+    source.append([reading(1)])
+    one()
+    other()
+    source.append([reading(2)])
+    assert one() == 1
+    source.append([reading(3)])
+    with pytest.raises(Conflict):
+        other()
+    other()
+    assert source.read(GOLD_SENSOR_5MIN)["count"].to_list() == [3]
+    source.append([reading(4)])
+    with pytest.raises(Conflict):
+        one()
+    assert one() == 1
+    assert source.read(GOLD_SENSOR_5MIN)["count"].to_list() == [4]
+
+
+def test_windows_whose_rows_were_all_deleted_go(source: Silver) -> None:
+    running = refreshes(source.lake)
+    source.append([reading(1), reading(301), reading(7200)])
+    for refresh in running:
+        refresh()
+    source.table.delete("timestamp > '2026-02-28T22:05:00Z'")
+    source.readings = [reading(1)]
+    for refresh in running:
+        refresh()
+    source.assert_gold_is_right()
+
+
+def test_there_is_no_gold_without_silver(tmp_path: Path) -> None:
+    with pytest.raises(NotSetUp, match="silver/readings"):
+        refreshes(Lake(config.Lake(uri=str(tmp_path), endpoint_url=None)))[0]()
+
+
+def test_gold_that_is_ahead_of_silver_stops(source: Silver) -> None:
+    source.append([reading(1)])
+    refreshes(source.lake)[0]()
+    shutil.rmtree(source.lake.uri(SILVER_READINGS.path))
+    source.lake.ensure(SILVER_READINGS)
+    with pytest.raises(HistoryMismatch, match="which is only at 0"):
+        refreshes(source.lake)[0]()
