@@ -11,7 +11,7 @@ import json
 import re
 import secrets
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from zlib import crc32
@@ -20,8 +20,14 @@ from fsspec import AbstractFileSystem
 
 from pipeline.errors import SchemaTooNew
 from pipeline.lake import translated
+from pipeline.rolling import State
 
 FORMAT = 1
+
+MAX_VALUE = 512 * 1024
+"""Bytes of a bucket."""
+
+_MAX_BUCKETS = 65_536
 
 _MAGIC = b"IOTSTATE"
 _PREFIX = struct.Struct("<8sII")
@@ -82,10 +88,19 @@ class StateStore:
         self._root = root.rstrip("/")
 
     def put(
-        self, version: int, buckets: int, values: Mapping[int, bytes], outbox: bytes, base: Manifest | None
+        self,
+        version: int,
+        buckets: int,
+        values: Mapping[int, bytes],
+        outbox: bytes,
+        base: Manifest | None,
+        attempt: int | None = None,
     ) -> Manifest:
-        """Write a version: `values` of the buckets that changed since `base`, or of all of them where it is None."""
-        attempt = secrets.randbits(62)
+        """Write a version: `values` of the buckets that changed since `base`, or of all of them where it is None.
+
+        `attempt` is given only to put back what was lost of a version that is committed.
+        """
+        attempt = secrets.randbits(62) if attempt is None else attempt
         name = _name(version, attempt)
         body = [*values.values(), outbox]
         places = _placed(name, [*values, -1], body)
@@ -149,6 +164,39 @@ class StateStore:
             except FileNotFoundError:
                 return None
         return data
+
+
+def buckets_of(state: State, changed: Collection[str], buckets: int) -> tuple[int, dict[int, bytes]]:
+    """The state's sensors spread over buckets: how many buckets there are, a power of two, and the bytes of those
+    that hold one of the `changed` sensors.
+
+    Where a value would not stay under MAX_VALUE, the number of buckets is doubled and all of them are returned.
+    """
+    while True:
+        wanted = frozenset(bucket_of(sensor, buckets) for sensor in changed)
+        members = [sensor for sensor in state.sensor_ids if bucket_of(sensor, buckets) in wanted]
+        values = {bucket: part.to_bytes() for bucket, part in _divided(state.select(members), wanted, buckets)}
+        if buckets >= _MAX_BUCKETS or all(len(value) < MAX_VALUE for value in values.values()):
+            return buckets, values
+        buckets, changed = 2 * buckets, state.sensor_ids
+
+
+def _divided(
+    state: State, wanted: frozenset[int], buckets: int, bucket: int = 0, step: int = 1
+) -> Iterator[tuple[int, State]]:
+    """Halve the state until each part is one of the wanted buckets: a pass for each halving, not for each bucket."""
+    if step == buckets:
+        yield bucket, state
+        return
+    for half in (bucket, bucket + step):
+        if any(each % (2 * step) == half for each in wanted):
+            members = [sensor for sensor in state.sensor_ids if bucket_of(sensor, 2 * step) == half]
+            yield from _divided(state.select(members), wanted, buckets, half, 2 * step)
+
+
+def bucket_of(sensor_id: str, buckets: int) -> int:
+    """The bucket of a sensor, by CRC-32; twice as many buckets split each in two."""
+    return crc32(sensor_id.encode()) % buckets
 
 
 def _name(version: int, attempt: int) -> str:

@@ -1,0 +1,476 @@
+"""Silver built step by step, whatever the cuts and the crashes, is Silver built in one go; and what it should be."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, Phase, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+
+from apps import silver
+from apps.silver import COVERED, Silver, run
+from contracts.registry import load_registry
+from contracts.tables import BRONZE_READINGS, SILVER_QUARANTINE, SILVER_READINGS, Table
+from pipeline import settings as config
+from pipeline.errors import Conflict, HistoryMismatch, NotSetUp, Unreachable
+from pipeline.lake import Lake, append, progress
+from pipeline.settings import Settings
+from pipeline.statestore import StateStore
+
+NOW = datetime(2026, 4, 2, tzinfo=UTC)
+MIDNIGHT = datetime(2026, 4, 1, tzinfo=UTC)
+RAW = ["raw_partition", "raw_offset"]
+IMPOSSIBLE = 1e9
+
+Reading = tuple[int, int, int, float, str]
+"""Number of the sensor, number of the event, minutes from midnight, value, unit."""
+
+readings = st.lists(
+    st.tuples(
+        st.integers(0, 3),
+        st.integers(0, 4),
+        st.integers(-12, 12),
+        st.sampled_from([20.0, 20.5, IMPOSSIBLE]),
+        st.sampled_from(["degC", "degC", "degF", "furlong"]),
+    ),
+    min_size=1,
+    max_size=60,
+)
+
+
+def bronze_rows(feed: list[Reading], in_batch: int = 5) -> pl.DataFrame:
+    """The readings as Bronze has them: sensors with an even number in partition 0, the others in 1."""
+    rows = []
+    offsets = {0: 0, 1: 0}
+    for number, (sensor, event, minutes, value, unit) in enumerate(feed):
+        partition = sensor % 2
+        batch, row = divmod(offsets[partition], in_batch)
+        offsets[partition] += 1
+        rows.append(
+            {
+                "event_id": f"e{event}",
+                "sensor_id": f"s{sensor}",
+                "sensor_type": "temperature",
+                "location": "hall",
+                "timestamp": MIDNIGHT + timedelta(minutes=minutes),
+                "label": None,
+                "raw_partition": 0,
+                "raw_offset": number,
+                "raw_timestamp": NOW - timedelta(hours=1),
+                "batch_partition": partition,
+                "batch_offset": 2 * batch,
+                "batch_row": row,
+                "value": value,
+                "unit": unit,
+                "ingested_at": NOW,
+                "ingest_date": NOW.date(),
+            }
+        )
+    return pl.DataFrame(rows, schema=BRONZE_READINGS.schema)
+
+
+def batches(rows: pl.DataFrame) -> list[pl.DataFrame]:
+    return rows.partition_by("batch_partition", "batch_offset", maintain_order=True)
+
+
+def commit(lake: Lake, rows: pl.DataFrame) -> None:
+    ends = rows.group_by("batch_partition").agg(pl.col("batch_offset").max()).iter_rows()
+    versions = {f"sensors.readings-{partition}": offset for partition, offset in ends}
+    append(lake.ensure(BRONZE_READINGS), BRONZE_READINGS, rows, versions)
+
+
+def local(directory: Path, max_rows: int = 500_000) -> Settings:
+    return Settings(
+        lake=config.Lake(uri=str(directory)),
+        silver=config.Job(max_rows=max_rows),
+        observability=config.Observability(port=0),
+        retry_s=1.0,
+    )
+
+
+def fresh(settings: Settings) -> Silver:
+    return Silver(settings, Lake(settings.lake), load_registry(settings.registry))
+
+
+def catch_up(worker: Silver) -> int:
+    total = 0
+    while rows := worker.cycle(NOW):
+        total += rows
+    return total
+
+
+def content(lake: Lake, table: Table) -> pl.DataFrame:
+    return pl.scan_delta(lake.open(table)).drop("processing_timestamp").sort(RAW).collect()
+
+
+def assert_same(lake: Lake, other: Lake, ignoring: tuple[str, ...] = ()) -> None:
+    for table in (SILVER_READINGS, SILVER_QUARANTINE):
+        left, right = (content(each, table).drop(ignoring) for each in (lake, other))
+        assert_frame_equal(left, right, check_exact=True)
+
+
+def fate(rows: pl.DataFrame) -> dict[tuple[int, int], str]:
+    """What is to become of each reading, told in plain Python."""
+    seen: dict[tuple[str, str, datetime], tuple[float, str]] = {}
+    fates = {}
+    for row in sorted(
+        rows.to_dicts(), key=lambda row: (row["batch_partition"], row["batch_offset"], row["batch_row"])
+    ):
+        identity, said = (row["sensor_id"], row["event_id"], row["timestamp"]), (row["value"], row["unit"])
+        if identity in seen:
+            fates[row["raw_partition"], row["raw_offset"]] = "duplicate" if seen[identity] == said else "conflict"
+            continue
+        seen[identity] = said
+        wrong = "unknown_unit" if row["unit"] == "furlong" else "physical_range" if row["value"] == IMPOSSIBLE else ""
+        fates[row["raw_partition"], row["raw_offset"]] = wrong or "valid"
+    return fates
+
+
+def fates_in(lake: Lake) -> dict[tuple[int, int], str]:
+    valid = content(lake, SILVER_READINGS).select(*RAW, pl.lit("valid"))
+    refused = content(lake, SILVER_QUARANTINE).select(*RAW, "rule")
+    rows = [*valid.iter_rows(), *refused.iter_rows()]
+    assert len({row[:2] for row in rows}) == len(rows)
+    return {(partition, offset): what for partition, offset, what in rows}
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    return Lake(local(tmp_path).lake)
+
+
+COSTLY = {
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.too_slow],
+    "phases": [Phase.explicit, Phase.generate],
+}
+"""An example takes a tenth of a second: as it was found is good enough."""
+
+
+@hypothesis_settings(max_examples=15, **COSTLY)
+@given(feed=readings, cuts=st.lists(st.integers(1, 6), min_size=1, max_size=8), max_rows=st.integers(1, 40))
+def test_any_cut_into_commits_and_cycles_gives_what_plain_python_gives(
+    tmp_path_factory: pytest.TempPathFactory, feed: list[Reading], cuts: list[int], max_rows: int
+) -> None:
+    rows = bronze_rows(feed)
+    pieces = Pieces(batches(rows), cuts)
+    stepwise, at_once = (Lake(local(tmp_path_factory.mktemp("lake")).lake) for _ in range(2))
+    worker = fresh(Settings(lake=stepwise._settings, silver=config.Job(max_rows=max_rows)))
+    for number, piece in enumerate(pieces):
+        commit(stepwise, piece)
+        commit(at_once, piece)
+        if number % 2:
+            catch_up(worker)
+    catch_up(worker)
+    catch_up(fresh(Settings(lake=at_once._settings)))
+    assert_same(stepwise, at_once)
+    assert fates_in(stepwise) == {key: what for key, what in fate(rows).items() if what != "duplicate"}
+    assert len(pl.scan_delta(stepwise.open(SILVER_READINGS)).collect()) == sum(
+        what == "valid" for what in fate(rows).values()
+    )
+
+
+class Pieces:
+    """Micro-batches grouped into Bronze commits, as many in each as `cuts` says, over and over."""
+
+    def __init__(self, parts: list[pl.DataFrame], cuts: list[int]) -> None:
+        self._parts, self._cuts = parts, cuts
+
+    def __iter__(self) -> Iterator[pl.DataFrame]:
+        begin = number = 0
+        while begin < len(self._parts):
+            size = self._cuts[number % len(self._cuts)]
+            yield pl.concat(self._parts[begin : begin + size])
+            begin, number = begin + size, number + 1
+
+
+class Crash(BaseException):
+    """The process is gone."""
+
+
+class Faults:
+    """Ends the process before or after a step of the cycle."""
+
+    STEPS = ("put", "commit", "deliver", "drop")
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.at: tuple[str, str] | None = None
+        self.crashes = 0
+        wrap = self._wrapped
+        write: Callable[..., None] = append
+
+        def appended(table: Any, definition: Table, *rest: Any) -> None:
+            step = "commit" if definition is SILVER_READINGS else "deliver"
+            wrap(step, write)(table, definition, *rest)
+
+        monkeypatch.setattr(silver, "append", appended)
+        monkeypatch.setattr(StateStore, "put", wrap("put", StateStore.put))
+        monkeypatch.setattr(StateStore, "drop", wrap("drop", StateStore.drop))
+
+    def _wrapped(self, step: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def faulty(*arguments: Any) -> Any:
+            self._reach(("before", step))
+            result = call(*arguments)
+            self._reach(("after", step))
+            return result
+
+        return faulty
+
+    def _reach(self, point: tuple[str, str]) -> None:
+        if self.at == point:
+            self.at = None
+            self.crashes += 1
+            raise Crash
+
+
+FEED: list[Reading] = [
+    (sensor, event, minutes, IMPOSSIBLE if (event + minutes) % 7 == 0 else 20.0 + event % 2, unit)
+    for minutes, unit in (
+        (-10, "degC"),
+        (-4, "degF"),
+        (3, "degC"),
+        (-4, "degC"),
+        (3, "furlong"),
+        (9, "degC"),
+        (3, "degC"),
+    )
+    for event in range(4)
+    for sensor in range(3)
+]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    settings = local(tmp_path_factory.mktemp("undisturbed"), max_rows=20)
+    lake = Lake(settings.lake)
+    for piece in Pieces(batches(bronze_rows(FEED)), [3]):
+        commit(lake, piece)
+    catch_up(fresh(settings))
+    assert len(content(lake, SILVER_QUARANTINE)) > 10
+    return lake
+
+
+@pytest.mark.parametrize("state", ["kept", "lost"])
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("step", Faults.STEPS)
+def test_a_crash_at_any_step_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Lake, step: str, when: str, state: str
+) -> None:
+    settings = local(tmp_path, max_rows=20)
+    lake = Lake(settings.lake)
+    faults = Faults(monkeypatch)
+    for piece in Pieces(batches(bronze_rows(FEED)), [3]):
+        commit(lake, piece)
+        faults.at = (when, step)
+        with suppress(Crash):
+            catch_up(fresh(settings))
+        if state == "lost":
+            shutil.rmtree(tmp_path / "_state", ignore_errors=True)
+        faults.at = None
+        catch_up(fresh(settings))
+    assert faults.crashes >= 3
+    assert_same(lake, undisturbed)
+    assert len(list((tmp_path / "_state" / "silver").iterdir())) <= 2
+
+
+@hypothesis_settings(max_examples=10, **COSTLY)
+@given(
+    feed=readings,
+    crashes=st.lists(
+        st.tuples(st.sampled_from(["before", "after"]), st.sampled_from(Faults.STEPS), st.booleans()), max_size=12
+    ),
+    cuts=st.lists(st.integers(1, 6), min_size=1, max_size=4),
+    max_rows=st.integers(1, 40),
+)
+def test_any_series_of_crashes_even_with_the_state_lost_changes_nothing(
+    tmp_path_factory: pytest.TempPathFactory,
+    feed: list[Reading],
+    crashes: list[tuple[str, str, bool]],
+    cuts: list[int],
+    max_rows: int,
+) -> None:
+    directories = [tmp_path_factory.mktemp("lake") for _ in range(2)]
+    crashing, at_once = (Lake(local(directory).lake) for directory in directories)
+    rows = bronze_rows(feed)
+    for piece in Pieces(batches(rows), cuts):
+        commit(crashing, piece)
+        commit(at_once, piece)
+    catch_up(fresh(local(directories[1])))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        faults = Faults(monkeypatch)
+        for when, step, lost in crashes:
+            faults.at = (when, step)
+            with suppress(Crash):
+                catch_up(fresh(local(directories[0], max_rows)))
+            if lost:
+                shutil.rmtree(directories[0] / "_state", ignore_errors=True)
+        faults.at = None
+        catch_up(fresh(local(directories[0], max_rows)))
+    assert_same(crashing, at_once)
+    assert fates_in(crashing) == {key: what for key, what in fate(rows).items() if what != "duplicate"}
+
+
+def test_the_loser_of_a_race_starts_again_from_what_the_winner_committed(tmp_path: Path, undisturbed: Lake) -> None:
+    settings = local(tmp_path, max_rows=20)
+    lake = Lake(settings.lake)
+    one, other = fresh(settings), fresh(settings)
+    lost = 0
+    for piece in Pieces(batches(bronze_rows(FEED)), [3]):
+        commit(lake, piece)
+        assert one.cycle(NOW)
+        try:
+            other.cycle(NOW)
+        except Conflict:
+            lost += 1
+            assert other.cycle(NOW) == 0
+        one, other = other, one
+    catch_up(one)
+    assert lost > 3
+    assert_same(lake, undisturbed)
+
+
+def test_a_writer_that_comes_in_while_the_state_is_read_is_a_conflict_not_a_rebuild(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lake: Lake
+) -> None:
+    settings = local(tmp_path)
+    first, second, *_ = Pieces(batches(bronze_rows(FEED)), [3])
+    commit(lake, first)
+    winner = fresh(settings)
+    catch_up(winner)
+    commit(lake, second)
+    load = StateStore.load
+
+    def late(store: StateStore, version: int, attempt: int) -> Any:
+        monkeypatch.setattr(StateStore, "load", load)
+        catch_up(winner)
+        for path in (tmp_path / "_state" / "silver").glob(f"{version:020}-*"):
+            path.unlink()
+        return load(store, version, attempt)
+
+    monkeypatch.setattr(StateStore, "load", late)
+    with pytest.raises(Conflict, match="moved on"):
+        fresh(settings).cycle(NOW)
+
+
+def test_quarantined_rows_that_could_not_be_delivered_are_delivered_by_the_next_cycle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Lake
+) -> None:
+    settings = local(tmp_path, max_rows=20)
+    lake = Lake(settings.lake)
+    worker = fresh(settings)
+    failures = 0
+
+    def failing(table: Any, definition: Table, *rest: Any) -> None:
+        nonlocal failures
+        if definition is SILVER_QUARANTINE and failures % 2 == 0:
+            failures += 1
+            raise Unreachable("The store does not answer")
+        failures += definition is SILVER_QUARANTINE
+        append(table, definition, *rest)
+
+    monkeypatch.setattr(silver, "append", failing)
+    for piece in Pieces(batches(bronze_rows(FEED)), [3]):
+        commit(lake, piece)
+        with suppress(Unreachable):
+            catch_up(worker)
+        catch_up(worker)
+    assert failures > 4
+    assert_same(lake, undisturbed)
+
+
+def test_versions_without_rows_move_the_progress(tmp_path: Path, lake: Lake) -> None:
+    worker = fresh(local(tmp_path))
+    lake.ensure(BRONZE_READINGS)
+    assert worker.cycle(NOW) == 0
+    assert progress(lake.open(SILVER_READINGS), COVERED) == 0
+    for piece in batches(bronze_rows(FEED)):
+        commit(lake, piece)
+    assert worker.cycle(NOW) == len(FEED)
+    lake.open(BRONZE_READINGS).optimize.compact()
+    assert worker.cycle(NOW) == 0
+    bronze = lake.open(BRONZE_READINGS)
+    assert bronze.version() == progress(lake.open(SILVER_READINGS), COVERED)
+    silver_version = lake.open(SILVER_READINGS).version()
+    assert worker.cycle(NOW) == 0
+    assert lake.open(SILVER_READINGS).version() == silver_version
+
+
+def test_each_row_names_the_commit_of_bronze_that_brought_it(undisturbed: Lake) -> None:
+    rows = pl.concat(
+        [content(undisturbed, table).select(*RAW, "source_file") for table in (SILVER_READINGS, SILVER_QUARANTINE)]
+    )
+    files = undisturbed.files()
+    for source, part in rows.partition_by("source_file", as_dict=True).items():
+        actions = [json.loads(line) for line in files.cat_file(undisturbed.uri(str(source[0]))).splitlines()]
+        added = [undisturbed.uri(f"bronze/readings/{action['add']['path']}") for action in actions if "add" in action]
+        assert len(part.join(pl.read_parquet(added), on=RAW, how="anti")) == 0
+
+
+def test_a_small_cycle_reads_no_file_of_another_day(tmp_path: Path, lake: Lake) -> None:
+    worker = fresh(local(tmp_path))
+    feed: list[Reading] = [
+        (0, number % 5, minutes, 20.0, "degC") for number, minutes in enumerate(range(-600, 600, 7))
+    ]
+    commit(lake, bronze_rows(feed))
+    catch_up(worker)
+    for path in (tmp_path / "silver" / "readings" / "event_date=2026-03-31").iterdir():
+        path.unlink()
+    rows = bronze_rows([*feed, (0, 9, 590, 20.0, "degC"), feed[-1]])
+    commit(lake, rows.filter(pl.col("raw_offset") >= len(feed)))
+    assert worker.cycle(NOW) == 2
+    assert fresh(local(tmp_path)).cycle(NOW) == 0
+
+
+def test_without_bronze_there_is_nothing_to_do(tmp_path: Path, lake: Lake) -> None:
+    with pytest.raises(NotSetUp):
+        fresh(local(tmp_path)).cycle(NOW)
+    run(
+        Settings(lake=config.Lake(uri=str(tmp_path)), observability=config.Observability(port=0)),
+        until_caught_up=True,
+    )
+    assert not (tmp_path / "silver").exists()
+
+
+def test_a_bronze_that_was_recreated_is_told(tmp_path: Path, lake: Lake) -> None:
+    parts = batches(bronze_rows(FEED))
+    for piece in parts[:3]:
+        commit(lake, piece)
+    catch_up(fresh(local(tmp_path)))
+    shutil.rmtree(tmp_path / "bronze")
+    commit(lake, parts[0])
+    with pytest.raises(HistoryMismatch, match=r"covers version 3 .* only at 1"):
+        fresh(local(tmp_path)).cycle(NOW)
+
+
+def test_a_log_that_was_cleaned_up_too_early_is_told(tmp_path: Path, lake: Lake) -> None:
+    parts = batches(bronze_rows(FEED))
+    worker = fresh(local(tmp_path))
+    commit(lake, parts[0])
+    catch_up(worker)
+    for piece in parts[1:4]:
+        commit(lake, piece)
+    lake.open(BRONZE_READINGS).create_checkpoint()
+    (tmp_path / "bronze" / "readings" / "_delta_log" / f"{2:020}.json").unlink()
+    with pytest.raises(HistoryMismatch, match="no longer has every version from 2 to 4"):
+        worker.cycle(NOW)
+
+
+@pytest.mark.s3
+def test_on_an_object_store_it_is_the_same(lake_settings: config.Lake, undisturbed: Lake) -> None:
+    settings = Settings(
+        lake=lake_settings, silver=config.Job(max_rows=20), observability=config.Observability(port=0), retry_s=5.0
+    )
+    lake = Lake(lake_settings)
+    for piece in Pieces(batches(bronze_rows(FEED)), [3]):
+        commit(lake, piece)
+        run(settings, until_caught_up=True)
+    for table in (SILVER_READINGS, SILVER_QUARANTINE):
+        assert_frame_equal(content(lake, table), content(undisturbed, table), check_exact=True)
