@@ -1,0 +1,65 @@
+import json
+
+import pytest
+
+from contracts import derive
+from contracts.tables import TABLES
+from contracts.wire import Reading, Reason
+
+
+@pytest.mark.parametrize("name", sorted(derive.files()))
+def test_the_checked_in_file_is_what_the_contracts_say(name: str) -> None:
+    assert (derive.DIRECTORY / name).read_text(encoding="utf-8") == derive.files()[name], (
+        "run: python -m contracts.derive"
+    )
+
+
+def test_nothing_else_lies_beside_them() -> None:
+    assert {path.name for path in derive.DIRECTORY.iterdir()} == set(derive.files())
+
+
+def test_every_column_of_every_table_is_in_the_dictionary_with_a_meaning() -> None:
+    lines = derive.dictionary().splitlines()
+    for table in TABLES:
+        begin = lines.index(f"## {table.path}")
+        section = lines[begin : next((n for n in range(begin + 1, len(lines)) if lines[n].startswith("## ")), None)]
+        cells = [line.strip("| ").split(" | ") for line in section if line.startswith("| `")]
+        assert [cell[0].strip("`") for cell in cells] == table.schema.names()
+        assert all(len(cell[-1]) > 3 for cell in cells)
+
+
+def test_bounds_are_told_in_words() -> None:
+    lines = derive.dictionary()
+    assert "| `health_pct` | float64 | yes | >= 0, <= 100 % | Share of expected slots with a reading |" in lines
+    assert "| `sensor_id` | string |  | 1 to 128 characters | The sensor |" in lines
+    assert "`unknown_unit`, `physical_range`, `conflict`" in lines
+    assert all(f"`{reason}`" in lines for reason in Reason)
+
+
+def test_the_wires_schema_asks_for_every_field_and_allows_others() -> None:
+    schema = derive.wire_schema()
+    assert schema["required"] == list(Reading.__struct_fields__)
+    assert set(schema["properties"]) == set(Reading.__struct_fields__)
+    assert schema.get("additionalProperties", True) is True
+
+
+@pytest.mark.parametrize("dialect", ["postgresql", "redshift"])
+def test_each_fact_has_its_gold_tables_columns_in_their_order(dialect: derive.Dialect) -> None:
+    created = [text for text in derive.statements(dialect) if text.startswith("CREATE TABLE") and "fact_" in text]
+    for fact, statement in zip(derive.FACTS, created, strict=True):
+        columns = [line.split('"')[1] for line in statement.splitlines() if line.startswith('    "')]
+        assert columns == fact.table.schema.names()
+
+
+def test_redshift_counts_text_in_bytes_and_sorts_by_what_loads_delete_by() -> None:
+    statements = "\n".join(derive.statements("redshift"))
+    assert '"location" VARCHAR(512) NOT NULL' in statements
+    assert 'DISTKEY ("sensor_id") COMPOUND SORTKEY ("window_start")' in statements
+
+
+def test_the_lakes_schemas_are_delta_schemas() -> None:
+    silver = derive.lake_schemas()["tables"]["silver/readings"]["schema"]
+    types = {field["name"]: field["type"] for field in silver["fields"]}
+    assert types["timestamp"] == "timestamp"
+    assert types["anomaly_rules"]["elementType"] == "string"
+    json.dumps(silver)
