@@ -14,8 +14,6 @@ from pipeline.settings import Settings
 from pipeline.stage import retrying
 from pipeline.warehouse import Loaded, Warehouse
 
-WEEK = timedelta(days=7)
-
 
 def compact(settings: Settings) -> None:
     """Rewrite the small files of each table's crowded days, and say how many. Raises as `pipeline.upkeep.compact`."""
@@ -26,9 +24,9 @@ def compact(settings: Settings) -> None:
 
 
 def vacuum(
-    settings: Settings, *, keep: timedelta = WEEK, dry_run: bool = False, without_warehouse: bool = False
+    settings: Settings, *, keep_hours: float = 168.0, dry_run: bool = False, without_warehouse: bool = False
 ) -> None:
-    """Remove what neither the last `keep` nor a reader needs, and say how much.
+    """Remove what neither the last `keep_hours` nor a reader needs, and say how much.
 
     The warehouse's ledger is asked how far it is, unless there is none. Raises as `pipeline.upkeep.vacuum`, and what
     the warehouse raises.
@@ -47,7 +45,7 @@ def vacuum(
             lambda t=table: upkeep.vacuum(  # type: ignore[misc]
                 lake,
                 t,
-                keep=keep,
+                keep=timedelta(hours=keep_hours),
                 now=now,
                 others=loaded.get(t.path, ()),
                 dry_run=dry_run,

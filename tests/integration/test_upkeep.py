@@ -253,7 +253,7 @@ def test_the_commands_say_what_they_did(lake_settings: config.Lake, capsys: pyte
     assert "bronze/readings: 22 files -> 1, in 1 days" in capsys.readouterr().out
     app.vacuum(settings, without_warehouse=True, dry_run=True)
     assert "version 0 on is yet to be read, and kept" in capsys.readouterr().out
-    app.vacuum(settings, keep=timedelta(hours=1), without_warehouse=True)
+    app.vacuum(settings, keep_hours=1, without_warehouse=True)
     assert sorted(set(changes(lake.open(BRONZE_READINGS), 1, 22)["batch_offset"])) == list(range(1, 23))
 
 
