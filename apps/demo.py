@@ -9,10 +9,10 @@ import sys
 import threading
 import time
 import urllib.parse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -22,6 +22,10 @@ from pipeline.errors import BadInput, TerminalError
 from pipeline.settings import Settings, environment
 from pipeline.stage import PORTS
 
+if TYPE_CHECKING:
+    from apps.vitals import Vitals
+    from pipeline.books import Books
+
 DIRECTORY = Path(".demo")
 FIRST = ("simulate", "ingest", "bronze", "silver", "gold")
 STAGES = (*FIRST, "load", "detect", "monitor", "dashboard")
@@ -30,7 +34,9 @@ STAGES = (*FIRST, "load", "detect", "monitor", "dashboard")
 GOLD = "gold/sensor_5min"
 CANNOT_TELL = 2
 LOOK_EVERY_S = 1.0
-STALLED_AFTER_S = 60.0
+SETTLED_AFTER_S = 2.0
+"""A replay in which nothing moves for so long may be through: then the books are asked, which costs more."""
+STALLED_AFTER_S = 120.0
 """A replay in which nothing moves for so long has failed."""
 STOP_WITHIN_S = 15.0
 
@@ -211,11 +217,11 @@ class _Demo:
         self._source = stages["simulate"]
         self._started = started
 
-    def forever(self) -> NoReturn:
+    def forever(self) -> int:
         """Show it until KeyboardInterrupt. Raises TerminalError when a process ends."""
         for _ in self._looks():
             pass
-        raise AssertionError
+        return 0
 
     def until_done(self, report: Path | None) -> int:
         """Show it until everything that was sent is in the warehouse, and print the books; their exit code.
@@ -224,34 +230,36 @@ class _Demo:
         """
         from apps.reconcile import reconcile, show
 
-        seen: dict[str, int | None] = {}
-        moved = time.monotonic()
-        for rows in self._looks():
-            now = time.monotonic()
-            if rows != seen:
-                seen, moved = rows, now
-                continue
-            if self._source.exit_code is None:
-                moved = now
-                continue
-            books = reconcile(self._settings)
-            if books.exit_code != CANNOT_TELL:
-                break
-            if now - moved > STALLED_AFTER_S:
-                raise TerminalError(
-                    f"Nothing has moved for {STALLED_AFTER_S:g} s, and the file is not in the warehouse: "
-                    + "; ".join(
-                        books.to_dict()["unknown"] or [f"{books.to_dict()['in_flight']} rows are on their way"]
-                    ),
-                    f"The logs are in {self._logs}.",
-                )
+        most = -1
+        moved = asked = time.monotonic()
+        with closing(self._looks()) as looks:
+            for vitals in looks:
+                now = time.monotonic()
+                rows = sum(count or 0 for count in vitals.rows.values())
+                if rows > most or self._source.exit_code is None:
+                    most, moved, asked = rows, now, now
+                elif now - asked >= SETTLED_AFTER_S:
+                    books = reconcile(self._settings)
+                    if books.exit_code != CANNOT_TELL:
+                        break
+                    asked = time.monotonic()
+                    if asked - moved > STALLED_AFTER_S:
+                        raise self._stalled(books)
         show(books)
         if report:
             report.write_text(json.dumps(books.to_dict(), ensure_ascii=False, indent=2) + "\n")
         return books.exit_code
 
-    def _looks(self) -> Iterator[dict[str, int | None]]:
-        """Rows of each table, again and again, shown in between."""
+    def _stalled(self, books: "Books") -> TerminalError:
+        told = books.to_dict()
+        left = [f"{told['in_flight']:,} rows are on their way", *told["unknown"]]
+        return TerminalError(
+            f"Nothing has moved for {STALLED_AFTER_S:g} s, and the file is not in the warehouse: {'; '.join(left)}",
+            f"The logs are in {self._logs}.",
+        )
+
+    def _looks(self) -> Generator["Vitals", None, None]:
+        """How it is, again and again, shown in between."""
         self._start(FIRST)
         from apps.screen import screen  # heavy: while the stages start
         from apps.vitals import Observer
@@ -263,18 +271,18 @@ class _Demo:
         pause = threading.Event()
         with (
             closing(Observer(self._settings, self._ports)) as observer,
-            screen("IoT pipeline", self._notes()) as shown,
+            screen("IoT stream pipeline", self._notes()) as shown,
         ):
             while True:
                 self._check_alive()
                 vitals = observer.look()
                 shown.show(vitals)
-                if all(vitals.stages[name] for name in FIRST):
+                if all(vitals.stages[name] or self._stages[name].exit_code is not None for name in FIRST):
                     self._start(STAGES)
                 if vitals.rows[GOLD] and not first_in_gold:
                     first_in_gold = True
                     shown.say(f"First readings in Gold after {time.monotonic() - self._started:.1f} s.")
-                yield vitals.rows
+                yield vitals
                 pause.wait(LOOK_EVERY_S)
 
     def _start(self, names: Sequence[str]) -> None:
