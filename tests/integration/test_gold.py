@@ -1,0 +1,162 @@
+"""Gold on S3."""
+
+import csv
+import gzip
+import threading
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from apps import gold
+from contracts.tables import GOLD_DAILY_SUMMARY, GOLD_LOCATION_HOURLY, GOLD_SENSOR_5MIN, SILVER_READINGS, Table
+from pipeline import lake as lakes
+from pipeline import settings as config
+from pipeline.errors import TransientError
+from pipeline.lake import Lake
+from pipeline.settings import Settings
+from tests.gold_oracle import Entry, Oracle, Reading, Row
+from tests.silver_rows import silver
+
+pytestmark = pytest.mark.s3
+
+NAB = Path(__file__).parent.parent / "data" / "nab" / "replay.csv.gz"
+START = datetime.fromisoformat("2026-02-28T23:00:00Z")
+TYPES = {"temperature": timedelta(seconds=10)}
+
+
+@pytest.fixture
+def settings(lake_settings: config.Lake) -> Settings:
+    return Settings(lake=lake_settings, observability=config.Observability(port=0), retry_s=10)
+
+
+@pytest.fixture
+def lake(settings: Settings) -> Lake:
+    return Lake(settings.lake)
+
+
+def reading(second: int, sensor: str = "s") -> Reading:
+    return Reading(sensor, "temperature", "north", START + timedelta(seconds=second), 20.0 + second % 7)
+
+
+def add(lake: Lake, readings: list[Reading]) -> None:
+    table = lake.ensure(SILVER_READINGS)
+    lakes.append(table, SILVER_READINGS, silver(readings), {"bronze": table.version()})
+
+
+def rows(lake: Lake, table: Table) -> pl.DataFrame:
+    return pl.scan_delta(lake.open(table)).collect().sort(table.key)
+
+
+def assert_gold(lake: Lake, oracle: Oracle, readings: list[Reading]) -> None:
+    expected = {
+        GOLD_SENSOR_5MIN: oracle.sensor_5min(readings),
+        GOLD_LOCATION_HOURLY: oracle.location_hourly(readings),
+        GOLD_DAILY_SUMMARY: oracle.daily_summary(readings),
+    }
+    for table, wanted in expected.items():
+        assert_frame_equal(rows(lake, table), frame(wanted, table), rel_tol=1e-9, abs_tol=1e-9)
+
+
+def frame(wanted: list[Row], table: Table) -> pl.DataFrame:
+    return pl.DataFrame(wanted, schema=table.schema).sort(table.key)
+
+
+def test_the_nab_series_in_one_backlog_are_what_plain_python_makes_of_the_file(
+    settings: Settings, lake: Lake
+) -> None:
+    with gzip.open(NAB, "rt", encoding="utf-8", newline="") as lines:
+        readings = [
+            Reading(
+                row["sensor_id"],
+                row["sensor_type"],
+                row["location"],
+                datetime.fromisoformat(row["timestamp"]),
+                float(row["value"]),
+            )
+            for row in csv.DictReader(lines)
+        ]
+    add(lake, readings)
+    gold.run(settings, until_caught_up=True)
+
+    since, until = datetime.fromisoformat("2013-12-02T00:00:00Z"), datetime.fromisoformat("2014-02-20T00:00:00Z")
+    machine = Entry("nab-machine-temp", "temperature", "nab-plant", timedelta(minutes=5), since, until)
+    since, until = datetime.fromisoformat("2013-07-04T00:00:00Z"), datetime.fromisoformat("2014-05-29T00:00:00Z")
+    ambient = Entry("nab-ambient-temp", "temperature", "nab-office", timedelta(hours=1), since, until)
+    assert_gold(lake, Oracle(TYPES, [machine, ambient]), readings)
+    counts = rows(lake, GOLD_SENSOR_5MIN)["count"]
+    assert (counts.sum(), (counts == 2).sum()) == (29_962, 12)
+
+
+def test_without_silver_there_is_nothing_to_catch_up_with(settings: Settings, lake: Lake) -> None:
+    gold.run(settings, until_caught_up=True)
+    assert not lake.files().exists(lake.uri(GOLD_SENSOR_5MIN.path))
+
+
+def test_catching_up_in_bits_gives_the_same(settings: Settings, lake: Lake) -> None:
+    everything: list[Reading] = []
+    for batch in ([reading(n) for n in range(0, 4000, 40)], [reading(3), reading(90_000)], [reading(3999)]):
+        add(lake, batch)
+        everything += batch
+        gold.run(settings, until_caught_up=True)
+    assert_gold(lake, Oracle(TYPES), everything)
+
+
+@pytest.mark.parametrize("commits", [0, 1, 2, 3])
+def test_a_crash_between_the_three_commits_leaves_nothing_to_repair(
+    settings: Settings, lake: Lake, commits: int
+) -> None:
+    readings = [reading(n) for n in range(0, 4000, 400)]
+    add(lake, readings[:5])
+    gold.run(settings, until_caught_up=True)
+    add(lake, readings[5:])
+    for refresh in gold.refreshes_of(settings, lake)[:commits]:
+        refresh()
+    gold.run(settings, until_caught_up=True)
+    assert_gold(lake, Oracle(TYPES), readings)
+
+
+def test_two_gold_jobs_side_by_side_lose_and_double_nothing(settings: Settings, lake: Lake) -> None:
+    readings = [reading(n) for n in range(0, 2000, 20)]
+    add(lake, readings[:1])
+    jobs = [gold.refreshes_of(settings, Lake(settings.lake)) for _ in range(2)]
+    done = threading.Event()
+
+    def work(number: int) -> None:
+        while not done.is_set():
+            for refresh in jobs[number]:
+                try:
+                    refresh()
+                except TransientError:
+                    continue
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for begin in range(1, 100, 11):
+            add(lake, readings[begin : begin + 11])
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    gold.run(settings, until_caught_up=True)
+    assert_gold(lake, Oracle(TYPES), readings)
+
+
+def test_compaction_of_gold_between_two_cycles_does_no_harm(settings: Settings, lake: Lake) -> None:
+    readings = [reading(n) for n in range(0, 1200, 60)]
+    running = gold.refreshes_of(settings, lake)
+    for number, one in enumerate(readings):
+        add(lake, [one])
+        if number % 4 == 3:
+            lake.open(GOLD_SENSOR_5MIN).optimize.compact()
+            lake.open(SILVER_READINGS).optimize.compact()
+        for refresh in running:
+            try:
+                refresh()
+            except TransientError:
+                refresh()
+    assert_gold(lake, Oracle(TYPES), readings)

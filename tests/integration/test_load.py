@@ -1,0 +1,287 @@
+"""Loads into a real PostgreSQL, from Gold on S3."""
+
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import polars as pl
+import psycopg
+import pytest
+from polars.testing import assert_frame_equal
+
+from apps import gold, load, warehouse
+from apps.load import Loader
+from contracts.derive import FACTS, Fact
+from contracts.tables import SILVER_READINGS
+from pipeline import lake as lakes
+from pipeline import settings as config
+from pipeline.errors import AccessDenied, Conflict, HistoryMismatch, NotSetUp, TransientError
+from pipeline.lake import Lake
+from pipeline.settings import Settings
+from pipeline.warehouse import Load, Warehouse
+from tests.gold_oracle import Reading
+from tests.silver_rows import silver
+
+pytestmark = [pytest.mark.s3, pytest.mark.postgres]
+
+START = datetime(2026, 2, 28, 23, 0, tzinfo=UTC)
+SENSORS = FACTS[0]
+
+
+class World:
+    """A lake, whose Gold follows at once, and a warehouse."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.lake = Lake(settings.lake)
+        self._refreshes = gold.refreshes_of(settings, self.lake)
+
+    def add(self, *seconds: int, location: str = "north") -> None:
+        readings = [
+            Reading(f"s{second % 3}", "temperature", location, START + timedelta(seconds=second), 20.0 + second / 7)
+            for second in seconds
+        ]
+        table = self.lake.ensure(SILVER_READINGS)
+        lakes.append(table, SILVER_READINGS, silver(readings), {"bronze": table.version()})
+        for refresh in self._refreshes:
+            refresh()
+
+    def connect(self) -> "psycopg.Connection[tuple[object, ...]]":
+        given = self.settings.warehouse
+        return psycopg.connect(
+            host=given.host, port=given.port, dbname=given.database, user="postgres", autocommit=True
+        )
+
+    def rows(self, fact: Fact) -> pl.DataFrame:
+        names = ", ".join(f'"{name}"' for name in fact.table.schema)
+        with self.connect() as connection:
+            connection.execute("SET TIME ZONE 'UTC'")
+            found = connection.execute(f"SELECT {names} FROM analytics.{fact.name}").fetchall()
+        return pl.DataFrame(found, schema=fact.table.schema, orient="row").sort(fact.table.key)
+
+    def ledger(self) -> list[tuple[object, ...]]:
+        with self.connect() as connection:
+            return connection.execute(
+                "SELECT table_name, gold_version, row_count FROM analytics.load_ledger ORDER BY 1, 2"
+            ).fetchall()
+
+    def assert_warehouse_is_gold(self) -> None:
+        for fact in FACTS:
+            expected = pl.scan_delta(self.lake.open(fact.table)).collect().sort(fact.table.key)
+            assert_frame_equal(self.rows(fact), expected, check_exact=True)
+
+
+@pytest.fixture
+def world(lake_settings: config.Lake, postgres: config.Warehouse) -> World:
+    """The warehouse is set up, and empty."""
+    settings = Settings(
+        lake=lake_settings,
+        warehouse=postgres.model_copy(update={"timeout_s": 2.0}),
+        observability=config.Observability(port=0),
+        retry_s=3,
+    )
+    warehouse.init(settings)
+    return World(settings)
+
+
+@pytest.fixture
+def loader(world: World) -> Iterator[Loader]:
+    loader = Loader(world.settings, world.lake)
+    yield loader
+    loader.close()
+
+
+def load_all(loader: Loader) -> list[int]:
+    return [loader.load(fact) for fact in FACTS]
+
+
+def test_the_warehouse_is_gold_row_by_row_after_each_load(world: World) -> None:
+    for seconds in (range(0, 9000, 50), [5, 100_000], [100_001]):
+        world.add(*seconds)
+        load.run(world.settings, until_caught_up=True)
+        world.assert_warehouse_is_gold()
+    assert [name for name, _, _ in world.ledger()] == [
+        name for name in sorted(fact.name for fact in FACTS) for _ in range(3)
+    ]
+
+
+def test_the_same_version_again_changes_nothing(world: World, loader: Loader) -> None:
+    world.add(*range(0, 900, 50))
+    assert all(load_all(loader))
+    before = world.ledger()
+    assert load_all(loader) == [0, 0, 0]
+    load.run(world.settings, until_caught_up=True)
+    assert world.ledger() == before
+
+
+def test_a_late_reading_loads_its_windows_only(world: World, loader: Loader) -> None:
+    world.add(*range(0, 9000, 50))
+    load_all(loader)
+    world.add(151)
+    assert load_all(loader) == [3, 1, 1]  # three sensors in that window, one place in that hour and day
+    world.assert_warehouse_is_gold()
+
+
+def test_many_small_pieces_are_one_load(world: World) -> None:
+    world.add(*range(0, 9000, 50))
+    small = world.settings.model_copy(update={"load": config.Job(max_rows=5)})
+    with_small = Loader(small, world.lake)
+    load_all(with_small)
+    world.add(*range(25, 9000, 50))
+    load_all(with_small)
+    with_small.close()
+    world.assert_warehouse_is_gold()
+    assert len(world.ledger()) == 6
+
+
+@pytest.mark.parametrize(
+    ("step", "after"), [("stage", 0), ("_run", 0), ("_run", 1), ("_run", 2), ("_run", 3), ("finish", 0)]
+)
+def test_a_load_that_died_at_any_step_left_nothing_and_the_next_is_whole(
+    world: World, loader: Loader, monkeypatch: pytest.MonkeyPatch, step: str, after: int
+) -> None:
+    world.add(*range(0, 900, 50))
+    load_all(loader)
+    world.add(7, 1000)
+    before = world.rows(SENSORS), world.ledger()
+    calls = iter(range(100))
+    original = getattr(Load, step)
+
+    def dying(self: Load, *given: object) -> None:
+        if step != "finish" and next(calls) == after:
+            raise KeyboardInterrupt
+        original(self, *given)
+        if step == "finish":  # all of it done, but not committed
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Load, step, dying)
+    with pytest.raises(KeyboardInterrupt):
+        loader.load(SENSORS)
+    monkeypatch.undo()
+    assert world.rows(SENSORS).equals(before[0])
+    assert world.ledger() == before[1]
+    load_all(loader)
+    world.assert_warehouse_is_gold()
+
+
+def test_two_loaders_at_once_load_each_version_once(world: World) -> None:
+    world.add(*range(0, 3000, 50))
+    loaders = [Loader(world.settings, Lake(world.settings.lake)) for _ in range(2)]
+    begin = threading.Barrier(2)
+    loaded: list[int] = []
+
+    def work(loader: Loader) -> None:
+        begin.wait()
+        loaded.extend(load_all(loader))
+        loader.close()
+
+    threads = [threading.Thread(target=work, args=(loader,)) for loader in loaders]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    world.assert_warehouse_is_gold()
+    assert len(loaded) == 6
+    assert len([rows for rows in loaded if rows]) == 3
+    assert len(world.ledger()) == 3
+
+
+def test_a_loader_that_has_to_wait_too_long_leaves_and_comes_again(world: World, loader: Loader) -> None:
+    world.add(1)
+    with world.connect() as other:
+        with other.transaction():
+            other.execute("LOCK TABLE analytics.load_ledger IN SHARE ROW EXCLUSIVE MODE")
+            with pytest.raises(Conflict, match="another loader"):
+                loader.load(SENSORS)
+        assert loader.load(SENSORS) == 1
+
+
+def test_a_connection_that_broke_is_opened_anew(world: World, loader: Loader) -> None:
+    world.add(1)
+    load_all(loader)
+    world.add(2)
+    with world.connect() as other:
+        other.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    with pytest.raises(TransientError):
+        loader.load(SENSORS)
+    load_all(loader)
+    world.assert_warehouse_is_gold()
+
+
+def test_a_gold_table_that_was_created_anew_replaces_everything(world: World, loader: Loader) -> None:
+    world.add(*range(0, 3000, 50))
+    load_all(loader)
+    files = world.lake.files()
+    for fact in FACTS:
+        files.rm(world.lake.uri(fact.table.path), recursive=True)
+    files.rm(world.lake.uri(SILVER_READINGS.path), recursive=True)
+    anew = World(world.settings)
+    anew.add(1, 2)
+    load.run(world.settings, until_caught_up=True)
+    anew.assert_warehouse_is_gold()
+
+
+def test_windows_that_gold_no_longer_has_go(world: World, loader: Loader) -> None:
+    world.add(1, 400)
+    load_all(loader)
+    world.lake.open(SENSORS.table).delete("window_start > '2026-02-28T23:01:00Z'")
+    loader.load(SENSORS)
+    assert world.rows(SENSORS)["window_start"].to_list() == [START]
+
+
+def test_gold_restored_to_an_earlier_version_stops_the_load(world: World, loader: Loader) -> None:
+    world.add(1)
+    load_all(loader)
+    with world.connect() as connection:
+        connection.execute("UPDATE analytics.load_ledger SET gold_version = 99")
+    with pytest.raises(HistoryMismatch, match=r"DELETE FROM analytics\.load_ledger"):
+        loader.load(SENSORS)
+
+
+def test_a_location_with_a_nul_is_loaded_with_a_replacement(world: World, loader: Loader) -> None:
+    world.add(1, location='no\x00rth,"\\.\n\\N')
+    load_all(loader)
+    assert world.rows(SENSORS)["location"].to_list() == ['no�rth,"\\.\n\\N']
+
+
+def test_counts_per_window_come_with_the_version_that_they_are_of(world: World, loader: Loader) -> None:
+    world.add(1, 2, 301)
+    load_all(loader)
+    warehouse = Warehouse(world.settings.warehouse)
+    shown, counts = warehouse.window_counts(SENSORS)
+    warehouse.close()
+    assert counts.rows() == [(START, 2, 2), (START + timedelta(minutes=5), 1, 1)]
+    assert shown is not None
+    assert shown.version == world.lake.open(SENSORS.table).version()
+
+
+def test_without_its_tables_the_warehouse_names_the_command(world: World) -> None:
+    with world.connect() as connection:
+        connection.execute("DROP SCHEMA analytics CASCADE")
+    with pytest.raises(NotSetUp, match="pipeline warehouse init"):
+        load.run(world.settings, until_caught_up=True)
+
+
+def test_init_twice_keeps_what_is_there(world: World, loader: Loader) -> None:
+    world.add(1)
+    load_all(loader)
+    warehouse.init(world.settings)
+    world.assert_warehouse_is_gold()
+
+
+def test_a_user_without_rights_is_told_which(world: World) -> None:
+    with world.connect() as connection:
+        connection.execute("DO $$ BEGIN CREATE ROLE reader LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$")
+    poor = world.settings.model_copy(
+        update={"warehouse": world.settings.warehouse.model_copy(update={"user": "reader"})}
+    )
+    with pytest.raises(AccessDenied, match="user reader"):
+        load.run(poor, until_caught_up=True)
+
+
+def test_without_gold_there_is_nothing_to_load(world: World) -> None:
+    load.run(world.settings, until_caught_up=True)
+    assert world.ledger() == []
