@@ -9,13 +9,18 @@ from collections import Counter, defaultdict
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from contracts.registry import load_registry
 from contracts.wire import Reason
+from pipeline.decode import RawMessages, decode
 from pipeline.errors import BadInput
 from pipeline.fleet import Batch, Fleet, batches
+from pipeline.refine import IDENTITY, State, refine
+from pipeline.settings import Detection
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 SENSOR_TYPES = {"temperature", "humidity", "pressure", "vibration"}
@@ -94,7 +99,7 @@ def recount(messages: list[Message], lateness_s: float = 600.0) -> Counter[str]:
 rates = st.sampled_from([0.0, 0.01, 0.033, 0.05, 0.25])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
     sensors=st.sampled_from([1, 2, 7, 50, 700]),
@@ -113,7 +118,7 @@ def test_a_recount_of_the_bytes_finds_each_kind_as_often_as_it_is_said_to_be_sen
 
 
 @given(seed=st.integers(0, 2**31), sensors=st.integers(1, 300))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_of_500_messages_five_percent_are_exactly_25(seed: int, sensors: int) -> None:
     fleet = Fleet(sensors, seed, malformed_rate=0.05, duplicate_rate=0.05, late_rate=0.05)
     kinds = Counter(message.kind for message in sent(fleet, 500))
@@ -268,3 +273,35 @@ WRONG: dict[str, dict[str, Any]] = {
 def test_a_fleet_that_cannot_be_is_refused(figures: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match=str(next(iter(figures.values())))):
         Fleet(**figures)
+
+
+@pytest.mark.parametrize("interval_s", [0.01, 0.2], ids=["live", "history"])
+def test_the_default_registry_takes_every_reading_and_counts_what_was_sent(interval_s: float) -> None:
+    fleet = Fleet(malformed_rate=0.05, duplicate_rate=0.05, late_rate=0.05)
+    messages = sent(fleet, 10_000, interval_s)
+    raw = RawMessages(
+        values=[message.value for message in messages],
+        partitions=[0] * len(messages),
+        offsets=range(len(messages)),
+        timestamps_ms=[0] * len(messages),
+        labels=[message.label for message in messages],
+    )
+    registry, rules = load_registry(), Detection()
+    split = decode(raw, sensor_types=registry.sensor_types, now=START + timedelta(days=1), clock_skew_s=0.0)
+    bronze = split.valid.with_columns(
+        batch_partition=pl.lit(0, pl.Int32),
+        batch_offset=pl.col("raw_offset"),
+        batch_row=pl.lit(0, pl.Int32),
+        ingested_at=pl.col("raw_timestamp"),
+        ingest_date=pl.col("raw_timestamp").dt.date(),
+    )
+    refined, _ = refine(
+        bronze, State.empty(rules), registry, rules, bronze.select(*IDENTITY, "value", "unit").clear()
+    )
+    kinds = Counter(message.kind for message in messages)
+    assert refined.quarantined.is_empty()
+    assert len(refined.duplicates) == kinds["duplicate"] == 500
+    assert refined.valid["is_late"].sum() == kinds["late"] == 500
+    assert len(refined.valid) == kinds["valid"] + kinds["late"] == 9_000
+    labels = Counter(message.label for message in messages if message.label and message.kind == "valid")
+    assert Counter(refined.valid["label"].drop_nulls()) == labels
