@@ -45,7 +45,9 @@ def run(settings: Settings, *, until_caught_up: bool = False) -> None:
             raise BadInput(f"The sensor registry is wrong: {error}") from error
         topics = kafka.RAW, kafka.READINGS, kafka.DEAD_LETTERS
         partitions = retrying(settings, "find the topics", lambda: kafka.require_topics(settings, *topics))
-        targets = kafka.end_offsets(settings, kafka.RAW) if until_caught_up else None
+        targets = None
+        if until_caught_up:
+            targets = retrying(settings, "see what is there", lambda: kafka.end_offsets(settings, kafka.RAW))
         work = _Work(settings, stage, sensor_types, partitions, targets)
         gc.freeze()  # what stays is not looked through again for each 20,000 new messages: a quarter of the CPU time
         while not retrying(settings, f"work off {kafka.RAW}", work.until_trouble):

@@ -185,29 +185,24 @@ def application(settings: Settings, stage: str, **extra: Any) -> quixstreams.App
 
 
 def create_topics(settings: Settings) -> list[str]:
-    """Create the topics that are missing; their names.
+    """Create the topics that are missing, and wait until the broker knows them; their full names.
 
-    Raises HistoryMismatch where one that exists has a partition count that cannot be, BadInput-like TerminalError
-    where it keeps the producer's time, and what `translated` says.
+    Raises HistoryMismatch where one that exists has a partition count that cannot be, TerminalError where one keeps
+    the producer's time, and what `translated` says.
     """
     with translated(settings, "create the topics"):
         admin = _admin(settings)
         existing = _partition_counts(settings, admin)
         missing = [each for each in TOPICS if topic(settings, each.name) not in existing]
-        created = (
-            admin.create_topics(
-                [_new_topic(settings, each) for each in missing], operation_timeout=settings.kafka.timeout_s
-            )
-            if missing
-            else {}
-        )
-        for future in created.values():
-            _ignoring_existing(future)
-        for each in TOPICS:
-            if each not in missing:
-                _check_partitions(settings, each.name, existing[topic(settings, each.name)])
-        _check_times(settings, admin, [topic(settings, each.name) for each in TOPICS if each not in missing])
-    return list(created)
+        there = [each for each in TOPICS if each not in missing]
+        if missing:
+            for future in admin.create_topics([_new_topic(settings, each) for each in missing]).values():
+                _ignoring_existing(future)
+            _await_topics(settings, admin, {topic(settings, each.name) for each in missing})
+        for each in there:
+            _check_partitions(settings, each.name, existing[topic(settings, each.name)])
+        _check_times(settings, admin, [topic(settings, each.name) for each in there])
+    return [topic(settings, each.name) for each in missing]
 
 
 def require_topics(settings: Settings, *names: str) -> dict[str, int]:
@@ -337,8 +332,22 @@ def _admin(settings: Settings) -> AdminClient:
 
 
 def _partition_counts(settings: Settings, admin: AdminClient) -> dict[str, int]:
+    """Of the topics whose partitions all have a leader."""
     topics = admin.list_topics(timeout=settings.kafka.timeout_s).topics
-    return {name: len(metadata.partitions) for name, metadata in topics.items() if metadata.error is None}
+    return {
+        name: len(metadata.partitions)
+        for name, metadata in topics.items()
+        if metadata.error is None and all(each.leader >= 0 for each in metadata.partitions.values())
+    }
+
+
+def _await_topics(settings: Settings, admin: AdminClient, names: set[str]) -> None:
+    """The controller made them; the brokers hear of it a little later."""
+    end = time.monotonic() + settings.kafka.timeout_s
+    while missing := names - _partition_counts(settings, admin).keys():
+        if time.monotonic() > end:
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"no sign of {', '.join(sorted(missing))}"))
+        admin.poll(0.05)
 
 
 def _new_topic(settings: Settings, definition: Topic) -> NewTopic:
@@ -447,12 +456,12 @@ _FENCED = {
     KafkaError.PRODUCER_FENCED,
     KafkaError.INVALID_PRODUCER_EPOCH,
     KafkaError.INVALID_PRODUCER_ID_MAPPING,
-    KafkaError.FENCED_INSTANCE_ID,
     KafkaError.UNKNOWN_MEMBER_ID,
     KafkaError.ILLEGAL_GENERATION,
     KafkaError.REBALANCE_IN_PROGRESS,
     KafkaError.CONCURRENT_TRANSACTIONS,
     KafkaError._ASSIGNMENT_LOST,
+    KafkaError._MAX_POLL_EXCEEDED,
 }
 
 
@@ -479,6 +488,11 @@ def _translate(settings: Settings, doing: str, error: KafkaError) -> PipelineErr
     if code in _MISSING:
         return NotSetUp(
             f"{where} could not {doing}: {error.str()}", "Create the topics with `pipeline topics create`."
+        )
+    if "group.instance.id" in error.str():
+        return TerminalError(
+            f"{where}: another process of the same stage took the place of this one: {error.str()}",
+            "Run one process for each instance name; further ones need PIPELINE_KAFKA__INSTANCE set to another.",
         )
     if code in _FENCED or error.txn_requires_abort():
         return Conflict(f"{where}: could not {doing}, another instance took over: {error.str()}")
