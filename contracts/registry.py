@@ -83,7 +83,7 @@ def parse_registry(text: str, name: str = "registry") -> "Registry":
     """The registry that a YAML text describes; `name` stands before each mistake. Raises RegistryError."""
     try:
         root, content = _read_yaml(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: of a tag, such as `!!int x`
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise RegistryError(f"{name}: {place}{getattr(error, 'problem', None) or error}") from error
@@ -337,12 +337,10 @@ def _contradictions(document: _Document) -> Iterator[tuple[_Location, str]]:
 
 
 class _Loader(_YamlLoader):
-    """YAML without its own dates: they stay text, so that a wrong one has a place too."""
+    """YAML whose dates stay text: read further on, a wrong one has a place."""
 
-    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's way to configure a loader
-        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
-        for first, resolvers in _YamlLoader.yaml_implicit_resolvers.items()
-    }
+
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", lambda loader, node: loader.construct_scalar(node))
 
 
 def _read_yaml(text: str) -> tuple[yaml.Node, object]:

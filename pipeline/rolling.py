@@ -26,6 +26,7 @@ _HEADER = struct.Struct("<4sHHHxxIII")
 """Magic, format, window, shift_after, sensors, series, bytes of the names. Then the names, and 8-byte columns."""
 _FIXED = ("accepted", "refused", "repeats", "newest_us", "last_us", "last")
 _LISTS = (("baseline", "accepted"), ("pending", "refused"))
+"""Lists of a record, and how many places of them, from the first on, have a value."""
 
 
 class _Index(Generic[Key]):
@@ -256,7 +257,8 @@ class State:
             for name in _FIXED:
                 memory[name] = column(memory.dtype[name].kind, series_count)
             for values, count in _LISTS:
-                if memory[count].min(initial=0) < 0 or memory[count].max(initial=0) > memory[values].shape[1]:
+                most = {"accepted": window, "refused": shift_after - 1}[count]  # a full list would be a new baseline
+                if memory[count].min(initial=0) < 0 or memory[count].max(initial=0) > most:
                     raise _unreadable(f"it has an impossible number of {count} values")
                 memory[values][_held(memory, values, count)] = column("f", int(memory[count].sum()))
         except (ValueError, IndexError, msgspec.MsgspecError) as error:

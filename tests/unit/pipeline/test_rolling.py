@@ -1,0 +1,188 @@
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from pipeline.errors import SchemaTooNew, TerminalError
+from pipeline.rolling import FORMAT, State
+from pipeline.scoring import memory_dtype
+from pipeline.settings import Detection
+
+RULES = Detection(window=4, shift_after=3)
+NEVER = -(2**63)
+
+
+def holding(values: dict[tuple[str, str], list[float]], rules: Detection = RULES, newest: int = 7) -> State:
+    """A state with these baselines."""
+    memory = np.zeros(len(values), dtype=memory_dtype(rules.window, rules.shift_after))
+    for record, baseline in zip(memory, values.values(), strict=True):
+        record["accepted"] = len(baseline)
+        record["baseline"][: len(baseline)] = baseline
+        record["repeats"], record["last"], record["newest_us"] = 1, baseline[-1], newest
+    sensors = sorted({sensor for sensor, _ in values})
+    return State.empty(rules).updated(sensors, np.full(len(sensors), newest), list(values), memory)
+
+
+def baseline(state: State, sensor: str, sensor_type: str = "t") -> list[float]:
+    (record,) = state.memory([(sensor, sensor_type)])
+    values: list[float] = record["baseline"][: record["accepted"]].tolist()
+    return values
+
+
+def test_a_state_comes_back_from_its_bytes() -> None:
+    state = holding({("a", "t"): [1.0, 2.0], ("a", "u"): [3.0], ("ü\U0001f321", "t"): [4.0, 5.0, 6.0, 7.0]})
+
+    again = State.from_bytes(state.to_bytes())
+
+    assert (again.series, again.sensors, again.window, again.shift_after) == (3, 2, 4, 3)
+    assert baseline(again, "ü\U0001f321") == [4.0, 5.0, 6.0, 7.0]
+    assert baseline(again, "a", "u") == [3.0]
+    assert again.newest_us(["a", "new"]).tolist() == [7, NEVER]
+    assert again.to_bytes() == state.to_bytes()
+
+
+def test_an_empty_state_comes_back_too() -> None:
+    assert State.from_bytes(State.empty(RULES).to_bytes()).to_bytes() == State.empty(RULES).to_bytes()
+
+
+def test_the_bytes_do_not_depend_on_the_way_there() -> None:
+    whole = holding({("a", "t"): [1.0], ("b", "t"): [2.0], ("c", "t"): [3.0]})
+    former = holding({("c", "t"): [9.0, 9.0, 9.0], ("b", "t"): [2.0]})
+
+    assert State.merge([former, whole.select(["a", "c"])]).to_bytes() == whole.to_bytes()
+
+
+def test_a_full_series_takes_under_600_bytes() -> None:
+    rules = Detection()
+    values = {(f"sensor-{number:05}", "temperature"): [float(number)] * rules.window for number in range(1000)}
+
+    assert len(holding(values, rules).to_bytes()) / 1000 < 600
+
+
+def test_a_change_leaves_the_former_state_as_it_was() -> None:
+    before = holding({("a", "t"): [1.0], ("b", "t"): [2.0]})
+    kept, bytes_before = before, before.to_bytes()
+
+    for number in range(100):
+        other = holding({("a", "t"): [float(number)], (f"new-{number}", "t"): [0.0]})
+        series = [("a", "t"), (f"new-{number}", "t")]
+        after = kept.updated(["a"], np.array([number]), series, other.memory(series))
+        branch = kept.updated(["a"], np.array([-1]), [("a", "t")], holding({("a", "t"): [-1.0]}).memory([("a", "t")]))
+        assert baseline(after, "a") == [float(number)]
+        assert baseline(branch, "a") == [-1.0]
+        assert baseline(after, "b") == [2.0]
+        kept = after
+
+    assert before.to_bytes() == bytes_before
+    assert kept.series == 102
+
+
+def test_what_it_holds_does_not_grow_with_the_number_of_changes() -> None:
+    state = holding({(f"{number}", "t"): [1.0] for number in range(10)})
+    for number in range(1000):
+        key = (f"{number % 10}", "t")
+        state = state.updated([key[0]], np.array([number]), [key], state.memory([key]))
+
+    assert len(state._store.records) <= 2 * 10
+
+
+def test_memory_is_a_copy() -> None:
+    state = holding({("a", "t"): [1.0]})
+    state.memory([("a", "t")])["baseline"][:] = 99.0
+
+    assert baseline(state, "a") == [1.0]
+
+
+def test_select_has_the_sensors_with_all_their_series() -> None:
+    part = holding({("a", "t"): [1.0], ("a", "u"): [2.0], ("b", "t"): [3.0]}).select(["a", "unknown"])
+
+    assert (part.sensor_ids, part.series) == (["a"], 2)
+    assert part.newest_us(["a", "b"]).tolist() == [7, NEVER]
+
+
+def test_merge_of_parts_is_the_whole() -> None:
+    whole = holding({(name, "t"): [1.0, 2.0] for name in "abcdef"})
+
+    assert State.merge([whole.select(part) for part in ("ab", "c", "", "def")]).to_bytes() == whole.to_bytes()
+
+
+def test_in_a_merge_the_later_counts() -> None:
+    merged = State.merge([holding({("a", "t"): [1.0]}), holding({("a", "t"): [2.0]}, newest=3)])
+
+    assert (merged.series, baseline(merged, "a"), merged.newest_us(["a"]).tolist()) == (1, [2.0], [3])
+
+
+@pytest.mark.parametrize("states", [[], [State.empty(RULES), State.empty(Detection(window=5, shift_after=3))]])
+def test_states_that_do_not_fit_together_do_not_merge(states: list[State]) -> None:
+    with pytest.raises(ValueError, match="states merge where"):
+        State.merge(states)
+
+
+def test_for_the_same_settings_a_state_is_fitted_already() -> None:
+    state = holding({("a", "t"): [1.0]})
+
+    assert state.fitted(RULES) is state
+
+
+@pytest.mark.parametrize(("window", "kept"), [(9, [1.0, 2.0, 3.0, 4.0]), (3, [2.0, 3.0, 4.0])])
+def test_another_window_keeps_the_newest_values(window: int, kept: list[float]) -> None:
+    fitted = holding({("a", "t"): [1.0, 2.0, 3.0, 4.0], ("b", "t"): [5.0]}).fitted(Detection(window=window))
+
+    assert (fitted.window, baseline(fitted, "a"), baseline(fitted, "b")) == (window, kept, [5.0])
+    assert fitted.newest_us(["a"]).tolist() == [7]
+
+
+@pytest.mark.parametrize(("shift_after", "kept"), [(9, [1.0, 2.0]), (2, [2.0])])
+def test_another_shift_keeps_the_newest_refused_values_but_one_fewer(shift_after: int, kept: list[float]) -> None:
+    state = holding({("a", "t"): [0.0]})
+    memory = state.memory([("a", "t")])
+    memory["refused"], memory["pending"][0, :2] = 2, [1.0, 2.0]
+    state = state.updated([], np.zeros(0, np.int64), [("a", "t")], memory)
+
+    (record,) = state.fitted(Detection(window=4, shift_after=shift_after)).memory([("a", "t")])
+
+    assert record["pending"][: record["refused"]].tolist() == kept
+
+
+def test_a_state_of_a_newer_version_is_refused() -> None:
+    data = bytearray(State.empty(RULES).to_bytes())
+    data[4] = FORMAT + 1
+
+    with pytest.raises(SchemaTooNew, match=f"format {FORMAT + 1}; this pipeline knows up to {FORMAT}"):
+        State.from_bytes(bytes(data))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: b"JUNK" + data[4:],
+        lambda data: data + b"\x00" * 8,
+        lambda data: data[:40] + b"\xff" + data[41:],
+    ],
+)
+def test_what_is_not_a_whole_state_is_refused(damage: Callable[[bytes], bytes]) -> None:
+    data = holding({("a", "t"): [1.0, 2.0]}).to_bytes()
+
+    with pytest.raises(TerminalError):
+        State.from_bytes(damage(data))
+
+
+def test_a_state_that_was_cut_off_anywhere_is_refused() -> None:
+    data = holding({("a", "t"): [1.0, 2.0]}).to_bytes()
+
+    for end, _ in pairwise(range(len(data) + 1)):
+        with pytest.raises(TerminalError):
+            State.from_bytes(data[:end])
+
+
+@pytest.mark.parametrize(("name", "count"), [("accepted", 5), ("accepted", -1), ("refused", 4), ("refused", 3)])
+def test_counts_that_the_compiled_loop_could_not_hold_are_refused(name: str, count: int) -> None:
+    state = holding({("a", "t"): [1.0]})
+    memory = state.memory([("a", "t")])
+    memory[name] = count
+    data = state.updated([], np.zeros(0, np.int64), [("a", "t")], memory).to_bytes()
+
+    with pytest.raises(TerminalError, match=name):
+        State.from_bytes(data)
