@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Never
 
 import typer
+import typer.main
 
 from pipeline.errors import PipelineError
 
@@ -292,7 +293,7 @@ def warehouse_init() -> None:
 
 @lake.command("compact")
 def lake_compact() -> None:
-    """Rewrite days of many small files as few large ones; stages may go on."""
+    """Rewrite many small files as few large ones; stages may go on."""
     from apps.lake import compact
 
     compact(_tool("lake"))
@@ -335,7 +336,7 @@ def main() -> None:
         logging.getLogger("py.warnings").setLevel(logging.ERROR)
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        app(arguments, prog_name="pipeline")
+        typer.main.get_command(app)(arguments, prog_name="pipeline")  # app() would set a hook of its own
     except PipelineError as error:
         if _debug:
             raise

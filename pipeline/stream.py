@@ -19,11 +19,11 @@ from pipeline.stage import Stage
 _LOOK_EVERY_S = 0.5
 
 
-class _Group(msgspec.Struct):
+class _Group(msgspec.Struct, frozen=True):
     join_state: str = ""
 
 
-class _Statistics(msgspec.Struct):
+class _Statistics(msgspec.Struct, frozen=True):
     cgrp: _Group = _Group()
 
 

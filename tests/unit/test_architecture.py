@@ -1,0 +1,104 @@
+"""The rules that hold the code together: imports go one way, files stay small, commands are documented."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+import typer.main
+
+from apps.cli import app
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = {"contracts": set(), "pipeline": {"contracts"}, "apps": {"contracts", "pipeline"}}
+MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+FEW_LINES = 400
+LARGER = {
+    "contracts/registry.py": "one format: what it may say, and every way in which a user can get it wrong",
+    "pipeline/kafka.py": "the one seam to Kafka: topics, clients, offsets, and its errors as ours",
+}
+"""Files that are larger, and why."""
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{named(path)}:{node.lineno} imports relatively"
+            yield node.module or ""
+
+
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_imports_go_one_way(path: Path) -> None:
+    package = path.relative_to(ROOT).parts[0]
+    foreign = {name.split(".")[0] for name in imports(path)} & (PACKAGES.keys() | {"tests", "benchmarks"})
+    assert foreign <= PACKAGES[package] | {package}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_files_are_small(path: Path) -> None:
+    lines = len(path.read_text().splitlines())
+    assert lines <= FEW_LINES or named(path) in LARGER, f"{named(path)} has {lines} lines"
+
+
+@pytest.mark.parametrize("name", LARGER)
+def test_no_file_is_excused_that_is_small(name: str) -> None:
+    assert FEW_LINES < len((ROOT / name).read_text().splitlines()) <= 2 * FEW_LINES
+
+
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_every_module_says_what_it_is(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path.name not in ("settings.py",)], ids=named)
+def test_only_settings_read_the_environment(path: Path) -> None:
+    """demo hands its own environment on to its children, and local services need a PATH."""
+    tree = ast.parse(path.read_text())
+    reads = [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")
+    ]
+    assert not reads or path.name in ("demo.py", "local.py", "process.py")
+
+
+def commands(group: typer.core.TyperGroup, prefix: str = "") -> Iterator[tuple[str, typer.core.TyperCommand]]:
+    for name, command in group.commands.items():
+        if isinstance(command, typer.core.TyperGroup):
+            yield from commands(command, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", command
+
+
+COMMANDS = dict(commands(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_says_what_it_does_in_a_line(name: str) -> None:
+    first = (COMMANDS[name].help or "").splitlines()[0]
+    assert first.endswith(".") or ". " in first
+    assert len(first.split(". ")[0]) <= 66, "longer lines are cut in `pipeline --help`"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_says_what_it_is(name: str) -> None:
+    silent = [option.name for option in COMMANDS[name].params if not getattr(option, "help", None)]
+    assert not silent
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_in_the_documents(name: str) -> None:
+    text = "\n".join(path.read_text() for path in DOCUMENTS)
+    words = name.split()
+    last = words[-1]
+    pattern = rf"`?{' '.join(words[:-1])} ?[^`\n]*\b{re.escape(last)}\b" if words[:-1] else rf"\b{re.escape(last)}\b"
+    assert re.search(pattern, text)
