@@ -4,6 +4,7 @@ Three incremental refreshes, one after the other; each commits its own progress 
 and `sensor_5min`), so that a stop anywhere between them leaves nothing to repair.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 from contracts.registry import Registry, RegistryError, load_registry
@@ -20,7 +21,7 @@ def run(settings: Settings, *, until_caught_up: bool = False) -> None:
     """Keep the Gold tables up to date until stopped, or until they cover what Silver has now."""
     with running("gold", settings) as stage:
         lake = Lake(settings.lake)
-        refreshes = refreshes_of(settings, lake)
+        refreshes = refreshes_of(settings, lake, stage.go_on)
 
         def cycle() -> int:
             rows = sum(retrying(settings, f"refresh {refresh.name}", refresh) for refresh in refreshes)
@@ -31,13 +32,13 @@ def run(settings: Settings, *, until_caught_up: bool = False) -> None:
             poll(stage, interval_s, cycle, until_caught_up)
 
 
-def refreshes_of(settings: Settings, lake: Lake) -> list[Refresh]:
+def refreshes_of(settings: Settings, lake: Lake, go_on: Callable[[], bool] = lambda: True) -> list[Refresh]:
     """The three tables in the order in which they depend on each other. Raises BadInput for a wrong registry."""
     try:
         registry = load_registry(settings.registry)
     except RegistryError as error:
         raise BadInput(str(error), "Correct the sensor registry (PIPELINE_REGISTRY).") from error
-    return [Refresh(lake, table, settings.gold.max_rows) for table in tables(registry)]
+    return [Refresh(lake, table, settings.gold.max_rows, go_on) for table in tables(registry)]
 
 
 def tables(registry: Registry) -> list[Derived]:

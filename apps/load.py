@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 def run(settings: Settings, *, until_caught_up: bool = False) -> None:
     """Keep the warehouse up to date until stopped, or until it shows what Gold is now."""
-    with running("load", settings) as stage, closing(Loader(settings, Lake(settings.lake))) as loader:
+    with running("load", settings) as stage, closing(Loader(settings, Lake(settings.lake), stage.go_on)) as loader:
 
         def cycle() -> int:
             rows = sum(retrying(settings, f"load {fact.name}", partial(loader.load, fact)) for fact in FACTS)
@@ -43,14 +44,20 @@ def run(settings: Settings, *, until_caught_up: bool = False) -> None:
             poll(stage, settings.load.interval_s, cycle, until_caught_up)
 
 
+class _Stopped(Exception):
+    """Ends the transaction of a load."""
+
+
 class Loader:
     """Brings fact tables to the newest version of their Gold tables. Memory: about `settings.load.max_rows` rows at
-    a time, or the largest single window.
+    a time, or the largest single window. `go_on` is called in the course of long work; where it says no, a load ends
+    and leaves nothing.
 
     Methods raise NotSetUp, AccessDenied, and transient errors, after which a call begins anew from the ledger.
     """
 
-    def __init__(self, settings: Settings, lake: Lake) -> None:
+    def __init__(self, settings: Settings, lake: Lake, go_on: Callable[[], bool] = lambda: True) -> None:
+        self._go_on = go_on
         self._max_rows = settings.load.max_rows
         self._lake = lake
         self._warehouse = Warehouse(settings.warehouse)
@@ -80,6 +87,8 @@ class Loader:
             if self._warehouse.loaded(fact) == target:  # without the lock
                 return 0
             rows = self._replace(fact, gold, target)
+        except _Stopped:
+            return 0
         except TransientError:
             self._tables.clear()
             raise
@@ -99,6 +108,8 @@ class Loader:
             else:
                 pieces = grid.pieces(gold, windows, self._max_rows)
             for piece in pieces:
+                if not self._go_on():
+                    raise _Stopped
                 frame = grid.read(gold, piece, tuple(fact.table.schema.names()))
                 load.stage(frame.sort(fact.window, *fact.table.key))  # the order of the primary key
                 rows += len(frame)

@@ -67,14 +67,16 @@ class Refresh:
 
     Raises NotSetUp while there is no source, HistoryMismatch where the table is ahead of it, and transient
     errors, after which a call begins anew. Memory: about `max_rows` source rows (kept, and at a time), or the
-    largest single window.
+    largest single window. `go_on` is called in the course of long work; where it says no, a call ends early, with
+    the progress as it was.
     """
 
-    def __init__(self, lake: Lake, derived: Derived, max_rows: int) -> None:
+    def __init__(self, lake: Lake, derived: Derived, max_rows: int, go_on: Callable[[], bool] = lambda: True) -> None:
         self._lake = lake
         self._derived = derived
         self._grid = Grid(derived.time, derived.length)
         self._max_rows = max_rows
+        self._go_on = go_on
         self._tables: tuple[DeltaTable, DeltaTable] | None = None
         self._calls = 0
         self._recent = slices.Slices(self._load, max_rows=max_rows, column=derived.time)
@@ -115,7 +117,8 @@ class Refresh:
             self._recent.clear()
         self._recent_at = None
         changes = self._everything(source) if done == NOTHING else self._changes(source, done + 1, version)
-        self._replace(source, target, changes, done, version)
+        if not self._replace(source, target, changes, done, version):
+            return 0
         self._recent_at = version
         self._count(changes, time.perf_counter() - started)
         return changes.rows
@@ -142,8 +145,11 @@ class Refresh:
                 self._tables[0].update_incremental()
         return self._tables
 
-    def _replace(self, source: DeltaTable, target: DeltaTable, changes: Changes, done: int, version: int) -> None:
-        """Compute and replace the windows that changed; the last commit moves the progress to `version`."""
+    def _replace(self, source: DeltaTable, target: DeltaTable, changes: Changes, done: int, version: int) -> bool:
+        """Compute and replace the windows that changed; the last commit moves the progress to `version`.
+
+        False: ended early.
+        """
         derived = self._derived
         windows = changes.starts.dt.truncate(derived.length).unique().sort()
         pieces = self._grid.pieces(source, windows, self._max_rows)
@@ -156,11 +162,14 @@ class Refresh:
         if not pieces:  # compaction: new files, the same rows
             lake.append(target, derived.target, pl.DataFrame(schema=derived.target.schema), {derived.app_id: version})
         for number, piece in enumerate(pieces, start=1):
+            if not self._go_on():
+                return False
             rows = self._rows(source, piece, keep=len(pieces) == 1)
             covered = version if number == len(pieces) else done
             where = sql(piece, derived.window)
             lake.replace(target, derived.target, derived.compute(rows), {derived.app_id: covered}, where)
             metrics.LAKE_COMMITS.labels(table=derived.target.path).inc()
+        return True
 
     def _rows(self, source: DeltaTable, windows: pl.Series, *, keep: bool) -> pl.DataFrame:
         if not keep:
@@ -177,6 +186,7 @@ class Refresh:
         frames: list[pl.DataFrame] | None = []
         rows = 0
         for frame in changefeed.batches(source, first, last, list(self._derived.columns)):
+            self._go_on()
             rows += len(frame)
             starts = pl.concat([starts, frame[self._derived.time].dt.truncate(WINDOW).unique()]).unique()
             if rows > self._max_rows or (frame[changefeed.CHANGE] != "insert").any():

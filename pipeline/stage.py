@@ -53,6 +53,11 @@ class Stage:
         """The loop turned (liveness)."""
         self._health.beat()
 
+    def go_on(self) -> bool:
+        """The loop turned; False when the stage is stopping: long work ends where it may."""
+        self.beat()
+        return not self.stopping.is_set()
+
     def ready(self) -> None:
         """The stage works (readiness)."""
         self._health.ready()

@@ -76,20 +76,6 @@ class Warehouse:
         with self._transaction() as cursor:
             return _loaded(cursor, fact)
 
-    def window_counts(self, fact: Fact) -> tuple[Loaded | None, pl.DataFrame]:
-        """Readings per window: `window`, `count` (int64, the sum of it), `rows` (int64), and the version that they
-        are of, both as one snapshot.
-        """
-        query = sql.SQL("SELECT {window}, sum({count})::bigint, count(*) FROM {table} GROUP BY 1 ORDER BY 1").format(
-            window=sql.Identifier(fact.window), count=sql.Identifier("count"), table=_name(fact)
-        )
-        with self._transaction() as cursor:
-            cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-            shown = _loaded(cursor, fact)
-            rows = cursor.execute(query).fetchall()
-        schema = {"window": fact.table.schema[fact.window], "count": pl.Int64(), "rows": pl.Int64()}
-        return shown, pl.DataFrame(rows, schema=schema, orient="row")
-
     def row_counts(self, fact: Fact) -> tuple[Loaded | None, pl.DataFrame]:
         """Key and `count` (int64) of every row, and the version of Gold that they are of, as one snapshot."""
         columns = [*fact.table.key, "count"]

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 import polars as pl
@@ -247,15 +248,23 @@ def test_a_location_with_a_nul_is_loaded_with_a_replacement(world: World, loader
     assert world.rows(SENSORS)["location"].to_list() == ['no�rth,"\\.\n\\N']
 
 
-def test_counts_per_window_come_with_the_version_that_they_are_of(world: World, loader: Loader) -> None:
-    world.add(1, 2, 301)
+def test_counts_come_with_the_version_that_they_are_of(world: World, loader: Loader) -> None:
+    world.add(1, 4, 301)
     load_all(loader)
-    warehouse = Warehouse(world.settings.warehouse)
-    shown, counts = warehouse.window_counts(SENSORS)
-    warehouse.close()
-    assert counts.rows() == [(START, 2, 2), (START + timedelta(minutes=5), 1, 1)]
+    with closing(Warehouse(world.settings.warehouse)) as there:
+        shown, counts = there.row_counts(SENSORS)
+    assert sorted(counts.select("window_start", "count").rows()) == [(START, 2), (START + timedelta(minutes=5), 1)]
     assert shown is not None
     assert shown.version == world.lake.open(SENSORS.table).version()
+
+
+def test_a_load_that_is_told_to_stop_leaves_nothing(world: World, loader: Loader) -> None:
+    world.add(1)
+    stopped = Loader(world.settings, world.lake, go_on=lambda: False)
+    assert stopped.load(SENSORS) == 0
+    stopped.close()
+    assert world.ledger() == []
+    assert loader.load(SENSORS) == 1
 
 
 def test_without_its_tables_the_warehouse_names_the_command(world: World) -> None:

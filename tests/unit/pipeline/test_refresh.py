@@ -194,6 +194,28 @@ def failing(replace: Callable[..., None], after: int) -> Callable[..., None]:
     return maybe
 
 
+def test_a_backlog_that_is_told_to_stop_ends_early_and_is_done_the_next_time(source: Silver) -> None:
+    source.append([reading(second) for second in range(0, 900, 30)])
+    answers = iter([True, True, False])
+    stopped = Refresh(source.lake, tables(REGISTRY)[0], 5, go_on=lambda: next(answers))
+    assert stopped() == 0
+    assert len(source.read(GOLD_SENSOR_5MIN)) == 2
+    for refresh in refreshes(source.lake, max_rows=5):
+        assert refresh() > 0
+    source.assert_gold_is_right()
+
+
+def test_a_change_feed_whose_files_are_gone_says_so(source: Silver) -> None:
+    refresh = refreshes(source.lake)[0]
+    source.append([reading(1)])
+    refresh()
+    source.append([reading(2)])
+    for path in Path(source.lake.uri(SILVER_READINGS.path)).glob("event_date=*/*.parquet"):
+        path.unlink()
+    with pytest.raises(NotSetUp, match="a file is missing"):
+        refresh()
+
+
 def test_of_two_at_once_the_second_is_refused_and_right_the_next_time(source: Silver) -> None:
     one, other = refreshes(source.lake)[0], refreshes(source.lake)[0]
     source.append([reading(1)])
