@@ -18,7 +18,7 @@ import polars as pl
 from deltalake import DeltaTable
 
 from contracts.registry import Registry, load_registry
-from contracts.tables import BRONZE_READINGS, SILVER_QUARANTINE, SILVER_READINGS
+from contracts.tables import BRONZE_READINGS, SILVER_QUARANTINE, SILVER_READINGS, Table
 from pipeline import __version__, history, metrics, slices
 from pipeline.copies import IDENTITY, Copies, first_readings
 from pipeline.errors import Conflict, HistoryMismatch, NotSetUp, PipelineError
@@ -100,9 +100,7 @@ class Silver:
 
     def _step(self, now: datetime) -> int | None:
         started = time.perf_counter()
-        tables = self._opened()
-        known = self._state_at(tables, now)
-        self._deliver(tables, known)
+        tables, known = self._current(now)
         first, latest = (-1 if known.version is None else known.version) + 1, tables.bronze.version()
         if first > latest:
             return None
@@ -124,36 +122,51 @@ class Silver:
         _count(readings, refined, time.perf_counter() - started)
         return len(readings)
 
-    def _opened(self) -> _Tables:
-        """Bronze at its newest version; Silver as this object last saw or wrote it: if another writer moved the
-        progress since, our commit is refused."""
+    def _current(self, now: datetime) -> tuple[_Tables, _Known]:
+        """The tables, Bronze at its newest version, and what belongs to the last commit of silver/readings.
+
+        Silver is as this object last opened or wrote it: if another writer moved the progress since, our commit is
+        refused. So the progress, which delta-rs reads from the log each time, is asked for only after opening.
+        """
         self._cycles += 1
-        if self._tables is None or self._cycles % _REOPEN_AFTER == 0:
-            bronze = self._lake.open(BRONZE_READINGS)
-            self._tables = _Tables(bronze, self._lake.ensure(SILVER_READINGS), self._lake.ensure(SILVER_QUARANTINE))
-            self._copies.use(self._tables.readings, self._tables.quarantine)
-        else:
+        if self._tables and self._known and self._cycles % _REOPEN_AFTER:
             with translated(f"read the log of {BRONZE_READINGS.path}"):
                 self._tables.bronze.update_incremental()
-        return self._tables
+        else:
+            self._open(now)
+        assert self._tables
+        assert self._known
+        covered, latest = self._known.version, self._tables.bronze.version()
+        if covered is not None and covered > latest:
+            raise self._mismatch(SILVER_READINGS, covered, BRONZE_READINGS, latest)
+        return self._tables, self._known
 
-    def _state_at(self, tables: _Tables, now: datetime) -> _Known:
-        """What belongs to the newest commit of silver/readings: known, or read back, or made again from Bronze."""
+    def _open(self, now: datetime) -> None:
+        """Open the tables; where Silver is not at the version that is known, read its state back, or make it again;
+        deliver what a crash left in the outbox."""
+        bronze, quarantine = self._lake.open(BRONZE_READINGS), self._lake.ensure(SILVER_QUARANTINE)
+        self._tables = tables = _Tables(bronze, self._lake.ensure(SILVER_READINGS), quarantine)
         version, attempt = progress(tables.readings, COVERED), progress(tables.readings, STATE)
+        self._copies.use(tables.readings, tables.quarantine)
         if self._known and (self._known.version, self._known.attempt) == (version, attempt):
-            return self._known
+            return
         self._copies.clear()
-        if version is not None and version > tables.bronze.version():
-            raise HistoryMismatch(
-                f"{SILVER_READINGS.path} covers version {version} of {BRONZE_READINGS.path}, which is only at "
-                f"{tables.bronze.version()}: Bronze was recreated or restored.",
-                f"Remove {self._lake.uri('silver')}, {self._lake.uri('_state/silver')}: Silver is then built again.",
-            )
+        delivered = progress(tables.quarantine, COVERED)
+        if delivered is not None and (version is None or delivered > version):  # it was opened first
+            raise self._mismatch(SILVER_QUARANTINE, delivered, SILVER_READINGS, version)
         if version is None:
             self._known = _Known(None, None, None, State.empty(self._settings.detection), _NONE)
-        else:
-            self._known = self._read_back(version, attempt) or self._rebuilt(tables, version, attempt, now)
-        return self._known
+            return
+        self._known = self._read_back(version, attempt) or self._rebuilt(tables, version, attempt, now)
+        if delivered != version:
+            self._deliver(tables, self._known)
+
+    def _mismatch(self, ahead: Table, covered: int, behind: Table, version: int | None) -> HistoryMismatch:
+        return HistoryMismatch(
+            f"{ahead.path} is at version {covered} of Bronze, {behind.path} only at {version}: one was recreated or "
+            "restored.",
+            f"Remove {self._lake.uri('silver')} and {self._lake.uri('_state/silver')}: Silver is then built again.",
+        )
 
     def _read_back(self, version: int, attempt: int | None) -> _Known | None:
         snapshot = None if attempt is None else self._store.load(version, attempt)
@@ -172,6 +185,7 @@ class Silver:
             raise Conflict("Another writer was first: Silver moved on, and the state of the version before is gone.")
         log.warning("the state of version %d is missing: it is made again from all of Bronze up to there", version)
         lost: list[pl.DataFrame] = []
+        delivered = progress(tables.quarantine, COVERED) == version
         started, rows, state = time.perf_counter(), 0, State.empty(self._settings.detection)
         for readings in history.replay(tables.bronze, version, self._settings.silver.max_rows):
             self._beat()
@@ -181,7 +195,7 @@ class Silver:
             before = found.filter(pl.col("batch_partition") == partition, pl.col("batch_offset") < begin)
             earlier = pl.concat([before, *map(first_readings, lost)]).unique(IDENTITY)
             refined, state = refine(readings, state, self._registry, self._settings.detection, earlier)
-            if progress(tables.quarantine, COVERED) != version:
+            if not delivered:
                 lost.append(_absent(refined.quarantined, tables.readings, tables.quarantine))
         log.warning("replayed %d readings of Bronze in %.1f s", rows, time.perf_counter() - started)
         outbox = _NONE
@@ -207,11 +221,8 @@ class Silver:
         return self._store.put(version, buckets, values, _packed(outbox), base)
 
     def _deliver(self, tables: _Tables, known: _Known) -> None:
-        """Give the quarantine table the rows that belong to Silver's last commit, where it has not got them."""
-        if known.version is None or known.outbox.is_empty():
-            return
-        delivered = progress(tables.quarantine, COVERED)
-        if delivered is None or delivered < known.version:
+        """Give the quarantine table the rows that belong to Silver's last commit; it has not got them."""
+        if known.version is not None and len(known.outbox):
             append(tables.quarantine, SILVER_QUARANTINE, known.outbox, {COVERED: known.version})
             metrics.LAKE_COMMITS.labels(table=SILVER_QUARANTINE.path).inc()
             self._copies.refused(known.outbox)

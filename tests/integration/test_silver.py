@@ -155,7 +155,7 @@ COSTLY = {
 """An example takes a tenth of a second: as it was found is good enough."""
 
 
-@hypothesis_settings(max_examples=15, **COSTLY)
+@hypothesis_settings(max_examples=10, **COSTLY)
 @given(feed=readings, cuts=st.lists(st.integers(1, 6), min_size=1, max_size=8), max_rows=st.integers(1, 40))
 def test_any_cut_into_commits_and_cycles_gives_what_plain_python_gives(
     tmp_path_factory: pytest.TempPathFactory, feed: list[Reading], cuts: list[int], max_rows: int
@@ -446,7 +446,16 @@ def test_a_bronze_that_was_recreated_is_told(tmp_path: Path, lake: Lake) -> None
     catch_up(fresh(local(tmp_path)))
     shutil.rmtree(tmp_path / "bronze")
     commit(lake, parts[0])
-    with pytest.raises(HistoryMismatch, match=r"covers version 3 .* only at 1"):
+    with pytest.raises(HistoryMismatch, match=r"silver/readings is at version 3 .* only at 1"):
+        fresh(local(tmp_path)).cycle(NOW)
+
+
+def test_silver_readings_that_were_restored_without_their_quarantine_are_told(tmp_path: Path, lake: Lake) -> None:
+    for piece in batches(bronze_rows(FEED)):
+        commit(lake, piece)
+    catch_up(fresh(local(tmp_path)))
+    shutil.rmtree(tmp_path / "silver" / "readings")
+    with pytest.raises(HistoryMismatch, match=r"silver/quarantine is at version \d+ .* only at None"):
         fresh(local(tmp_path)).cycle(NOW)
 
 

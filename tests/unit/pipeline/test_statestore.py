@@ -1,13 +1,17 @@
 import json
 from pathlib import Path
+from zlib import crc32
 
 import fsspec
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import SchemaTooNew
-from pipeline.statestore import Manifest, StateStore
+from pipeline.rolling import State
+from pipeline.settings import Detection
+from pipeline.statestore import MAX_VALUE, Manifest, StateStore, buckets_of
 
 
 @pytest.fixture
@@ -118,3 +122,42 @@ def test_a_newer_format_is_refused(store: StateStore, tmp_path: Path, monkeypatc
     assert json.dumps({"format": 2})[1:-1].replace(" ", "").encode() in objects(tmp_path)[0].read_bytes()
     with pytest.raises(SchemaTooNew, match="format 2"):
         store.load(1, manifest.attempt)
+
+
+def state_of(sensors: list[str], values: int = 60) -> State:
+    """Each sensor with so many values of two types."""
+    series = [(sensor, kind) for sensor in sensors for kind in ("temperature", "humidity")]
+    empty = State.empty(Detection())
+    memory = empty.memory(series)
+    memory["accepted"] = values
+    memory["baseline"][:, :values] = np.arange(len(series))[:, None]
+    return empty.updated(sensors, np.arange(len(sensors)), series, memory)
+
+
+@pytest.mark.parametrize("count", [1, 50, 3_000])
+def test_all_buckets_together_are_the_state_and_each_is_small(count: int) -> None:
+    state = state_of([f"sensor-{number}" for number in range(count)])
+    buckets, values = buckets_of(state, state.sensor_ids, 1)
+    assert all(len(value) < MAX_VALUE for value in values.values())
+    assert sum(map(len, values.values())) * 4 > buckets * MAX_VALUE or buckets == 1
+    parts = [State.from_bytes(value) for value in values.values()]
+    assert len(parts) == buckets
+    for bucket, part in zip(values, parts, strict=True):
+        assert {crc32(sensor.encode()) % buckets for sensor in part.sensor_ids} == {bucket}
+    assert State.merge([State.empty(Detection()), *parts]).to_bytes() == state.to_bytes()
+
+
+def test_only_the_buckets_of_the_changed_sensors_are_written() -> None:
+    state = state_of([f"sensor-{number}" for number in range(100)])
+    _, every = buckets_of(state, state.sensor_ids, 16)
+    buckets, values = buckets_of(state, ["sensor-7", "sensor-8", "one that is not in it"], 16)
+    changed = {crc32(name) % 16 for name in (b"sensor-7", b"sensor-8", b"one that is not in it")}
+    assert buckets == 16
+    assert values == {bucket: every[bucket] for bucket in changed}
+
+
+def test_buckets_that_grew_too_large_are_all_written_anew() -> None:
+    state = state_of([f"sensor-{number}" for number in range(1_500)])
+    buckets, values = buckets_of(state, ["sensor-7"], 1)
+    assert buckets == 4
+    assert set(values) == set(range(4))
