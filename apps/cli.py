@@ -137,65 +137,73 @@ def _pairs(option: str, texts: list[str]) -> dict[str, str]:
 @app.command()
 def ingest(until_caught_up: UntilCaughtUp = False) -> None:
     """Decode sensors.raw into micro-batches and dead letters."""
+    settings = _stage()
     from apps.ingest import run
 
-    run(_stage(), until_caught_up=until_caught_up)
+    run(settings, until_caught_up=until_caught_up)
 
 
 @app.command()
 def detect(until_caught_up: UntilCaughtUp = False) -> None:
     """Score readings as they come; announce anomalies."""
+    settings = _stage()
     from apps.detect import run
 
-    run(_stage(), until_caught_up=until_caught_up)
+    run(settings, until_caught_up=until_caught_up)
 
 
 @app.command()
 def bronze(until_caught_up: UntilCaughtUp = False) -> None:
     """Keep what is on the topics in the lake, exactly once."""
+    settings = _stage()
     from apps.bronze import run
 
-    run(_stage(), until_caught_up=until_caught_up)
+    run(settings, until_caught_up=until_caught_up)
 
 
 @app.command()
 def silver(until_caught_up: UntilCaughtUp = False) -> None:
     """Refine Bronze: unique readings, canonical units, scores."""
+    settings = _stage()
     from apps.silver import run
 
-    run(_stage(), until_caught_up=until_caught_up)
+    run(settings, until_caught_up=until_caught_up)
 
 
 @app.command()
 def gold(until_caught_up: UntilCaughtUp = False) -> None:
     """Recompute the windows that new rows of Silver touch."""
+    settings = _stage()
     from apps.gold import run
 
-    run(_stage(), until_caught_up=until_caught_up)
+    run(settings, until_caught_up=until_caught_up)
 
 
 @app.command()
 def load(until_caught_up: UntilCaughtUp = False) -> None:
     """Load what changed in Gold into the warehouse."""
+    settings = _stage()
     from apps.load import run
 
-    run(_stage(), until_caught_up=until_caught_up)
+    run(settings, until_caught_up=until_caught_up)
 
 
 @app.command()
 def monitor(until_caught_up: UntilCaughtUp = False) -> None:
     """Measure freshness and lag (--until-caught-up: once)."""
+    settings = _stage()
     from apps.monitor import run
 
-    run(_stage(), until_caught_up=until_caught_up)
+    run(settings, until_caught_up=until_caught_up)
 
 
 @app.command()
 def dashboard() -> None:
     """Show Gold in the browser."""
+    settings = _stage()
     from apps.dashboard.app import run
 
-    run(_stage())
+    run(settings)
 
 
 @app.command()
@@ -204,9 +212,10 @@ def reconcile(
     as_json: Json = False,
 ) -> None:
     """Prove that every reading is where it belongs. Exit 0: balanced, 1: not, 2: cannot tell."""
+    settings = _tool("reconcile")
     from apps.reconcile import run
 
-    raise typer.Exit(run(_tool("reconcile"), wait_s=wait, as_json=as_json))
+    raise typer.Exit(run(settings, wait_s=wait, as_json=as_json))
 
 
 @app.command()
@@ -215,9 +224,10 @@ def doctor(as_json: Json = False) -> None:
 
     Connections, topics, consumer groups, bucket, tables and versions, warehouse.
     """
+    settings = _tool("doctor")
     from apps.doctor import run
 
-    raise typer.Exit(run(_tool("doctor"), as_json=as_json))
+    raise typer.Exit(run(settings, as_json=as_json))
 
 
 class Format(StrEnum):
@@ -235,9 +245,10 @@ def query(
     limit: Annotated[int, typer.Option(min=0, help="Rows to print at most; 0: all.")] = 1000,
 ) -> None:
     """Ask the lake's tables in SQL (Polars')."""
+    settings = _tool("query")
     from apps.query import run
 
-    run(_tool("query"), sql, output=output.value, limit=limit)
+    run(settings, sql, output=output.value, limit=limit)
 
 
 @app.command()
@@ -261,10 +272,11 @@ def demo(
     sensors: Annotated[int | None, typer.Option(help="Sensors in the fleet.")] = None,
 ) -> None:
     """Run broker, store, warehouse and all stages on this machine."""
+    settings = _tool("demo")
     from apps.demo import run
 
     code = run(
-        _tool("demo"),
+        settings,
         replay_csv=replay_csv,
         until_done=until_done,
         report=report,
@@ -278,25 +290,28 @@ def demo(
 @topics.command("create")
 def topics_create() -> None:
     """Create the topics that are missing; check those that exist."""
+    settings = _tool("topics")
     from apps.topics import create
 
-    create(_tool("topics"))
+    create(settings)
 
 
 @warehouse.command("init")
 def warehouse_init() -> None:
     """Create the warehouse's schema and tables; what is there stays."""
+    settings = _tool("warehouse")
     from apps.warehouse import init
 
-    init(_tool("warehouse"))
+    init(settings)
 
 
 @lake.command("compact")
 def lake_compact() -> None:
     """Rewrite many small files as few large ones; stages may go on."""
+    settings = _tool("lake")
     from apps.lake import compact
 
-    compact(_tool("lake"))
+    compact(settings)
 
 
 @lake.command("vacuum")
@@ -308,9 +323,10 @@ def lake_vacuum(
     ] = False,
 ) -> None:
     """Remove files that no kept version and no reader needs."""
+    settings = _tool("lake")
     from apps.lake import vacuum
 
-    vacuum(_tool("lake"), keep_hours=keep_hours, dry_run=dry_run, without_warehouse=without_warehouse)
+    vacuum(settings, keep_hours=keep_hours, dry_run=dry_run, without_warehouse=without_warehouse)
 
 
 def _fail(error: PipelineError) -> Never:
