@@ -231,20 +231,23 @@ class _Demo:
         from apps.reconcile import reconcile, show
 
         most = -1
-        moved = asked = time.monotonic()
+        moved = time.monotonic()
+        ask_at = moved + SETTLED_AFTER_S
         with closing(self._looks()) as looks:
             for vitals in looks:
                 now = time.monotonic()
                 rows = sum(count or 0 for count in vitals.rows.values())
                 if rows > most or self._source.exit_code is None:
-                    most, moved, asked = rows, now, now
-                elif now - asked >= SETTLED_AFTER_S:
+                    most, moved = rows, now
+                    ask_at = max(ask_at, now + SETTLED_AFTER_S)
+                elif now >= ask_at:
                     books = reconcile(self._settings)
                     if books.exit_code != CANNOT_TELL:
                         break
-                    asked = time.monotonic()
-                    if asked - moved > STALLED_AFTER_S:
+                    if now - moved > STALLED_AFTER_S:
                         raise self._stalled(books)
+                    done = time.monotonic()
+                    ask_at = done + max(SETTLED_AFTER_S, 2 * (done - now))  # asking takes time from the stages
         show(books)
         if report:
             report.write_text(json.dumps(books.to_dict(), ensure_ascii=False, indent=2) + "\n")
