@@ -21,12 +21,12 @@ from contracts.registry import Registry, load_registry
 from contracts.tables import BRONZE_READINGS, SILVER_QUARANTINE, SILVER_READINGS, Table
 from pipeline import __version__, history, metrics, slices
 from pipeline.copies import IDENTITY, Copies, first_readings
-from pipeline.errors import Conflict, HistoryMismatch, NotSetUp, PipelineError
+from pipeline.errors import Conflict, HistoryMismatch, PipelineError
 from pipeline.lake import Lake, append, progress, translated
 from pipeline.refine import Refined, State, refine, suspects
 from pipeline.settings import Settings
 from pipeline.slices import starts_of
-from pipeline.stage import Stage, poll, retrying, running
+from pipeline.stage import poll, retrying, running, source_exists
 from pipeline.statestore import Manifest, StateStore, buckets_of
 
 COVERED = "bronze"
@@ -280,26 +280,11 @@ def _count(readings: pl.DataFrame, refined: Refined, seconds: float) -> None:
 def run(settings: Settings, *, until_caught_up: bool = False) -> None:
     """Keep Silver up to date with Bronze until stopped, or until it has all that Bronze has."""
     with running("silver", settings) as stage:
-        lake = Lake(settings.lake)
+        lake, interval_s = Lake(settings.lake), settings.silver.interval_s
         silver = Silver(settings, lake, load_registry(settings.registry), stage.beat)
-        if _bronze_exists(stage, settings, lake, until_caught_up):
-            poll(
-                stage,
-                settings.silver.interval_s,
-                lambda: retrying(settings, "refine what is new in Bronze", lambda: silver.cycle(datetime.now(UTC))),
-                until_caught_up,
-            )
 
+        def cycle() -> int:
+            return retrying(settings, "refine what is new in Bronze", lambda: silver.cycle(datetime.now(UTC)))
 
-def _bronze_exists(stage: Stage, settings: Settings, lake: Lake, until_caught_up: bool) -> bool:
-    """Wait for the table; with `until_caught_up`, and when the stage is stopping, do not."""
-    while True:
-        try:
-            retrying(settings, "open Bronze", lambda: lake.open(BRONZE_READINGS))
-        except NotSetUp as missing:
-            log.info("nothing to refine yet: %s", missing.what)
-            stage.unready(missing.what)
-            if until_caught_up or stage.wait(settings.silver.interval_s):
-                return False
-        else:
-            return True
+        if source_exists(stage, settings, interval_s, lambda: lake.open(BRONZE_READINGS), until_caught_up):
+            poll(stage, interval_s, cycle, until_caught_up)
