@@ -1,8 +1,8 @@
 """detect: scores readings as they come and announces anomalies, the same `refine` as Silver's on the same order.
 
 A message is a micro-batch of one bucket of sensors; the bucket's rolling state lies under its key in Quix's state.
-State, output and offsets are one Kafka transaction. The stream has no look at what Silver holds, so a copy of a
-reading that is no longer in the batch counts as seen only if it is newer than nothing: see `refine.suspects`.
+State, output and offsets are one Kafka transaction. The stream does not look into Silver, so only copies within one
+micro-batch are dropped: one that comes later is scored, and perhaps announced, once more.
 """
 
 import logging
@@ -21,7 +21,7 @@ from contracts.wire import UTC_MICROSECONDS, Anomaly
 from pipeline import kafka, metrics, stream
 from pipeline.errors import ContractBroken
 from pipeline.microbatch import unpack
-from pipeline.refine import IDENTITY, State, refine
+from pipeline.refine import IDENTITY, Refined, State, refine
 from pipeline.settings import Settings
 from pipeline.stage import Stage, retrying, running
 
@@ -112,6 +112,11 @@ class Detector:
         refined, after = refine(readings, before, self._registry, self._rules, NOTHING_EARLIER)
         state.set_bytes(STATE, after.to_bytes())
         flagged = refined.valid.filter("is_anomaly")
+        self._count(readings, refined, flagged)
+        return [] if flagged.is_empty() else list(announcements(flagged))
+
+    @staticmethod
+    def _count(readings: pl.DataFrame, refined: Refined, flagged: pl.DataFrame) -> None:
         for rule, count in flagged["anomaly_rules"].explode().value_counts().iter_rows():
             metrics.ANOMALIES.labels(rule=rule).inc(count)
         for outcome, rows in (
@@ -123,7 +128,6 @@ class Detector:
         oldest = readings["raw_timestamp"].min()
         if isinstance(oldest, datetime):
             metrics.LATENCY.labels(stage="detect").observe(max(0.0, (datetime.now(UTC) - oldest).total_seconds()))
-        return list(announcements(flagged))
 
 
 def announcements(flagged: pl.DataFrame) -> Iterator[Anomaly]:
