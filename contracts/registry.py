@@ -7,11 +7,11 @@ that a reading is judged by what held at its event time, and a rebuild gives wha
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +60,15 @@ _ENTRIES = pl.Schema(
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ALWAYS, _FOR_EVER = -(2**63), 2**63 - 1
 _WINDOW_US, _DAY_US = 300_000_000, 86_400_000_000
+
+
+class SeriesNames(NamedTuple):
+    """Series, each once, by number: n is of the sensor sensor_ids[sensor[n]] and of the type types[kind[n]]."""
+
+    sensor_ids: list[str]
+    types: list[str]
+    sensor: Ints
+    kind: Ints
 
 
 class RegistryError(ValueError):
@@ -115,7 +124,7 @@ class Registry:
         self.sensor_types = frozenset(document.types)
         since = [_ALWAYS]
         pieces: list[tuple[Any, ...]] = [(None,) * len(LIMITS)]
-        self._of_sensor: dict[tuple[str, str], tuple[int, int]] = {}
+        self._of_sensor: dict[str, dict[str, tuple[int, int]]] = {}
         entries: list[tuple[Any, ...]] = []
 
         def add(timeline: _Timeline) -> tuple[int, int]:
@@ -130,7 +139,7 @@ class Registry:
             for sensor_type in sorted({entry.type for entry in listed}):
                 own = [entry for entry in listed if entry.type == sensor_type]
                 timeline = _sensor_timeline(types[sensor_type], own)
-                self._of_sensor[sensor_id, sensor_type] = add(timeline)
+                self._of_sensor.setdefault(sensor_type, {})[sensor_id] = add(timeline)
                 for entry in own:
                     interval_s = _at(timeline, entry.first)["interval"] / 1e6
                     entries.append((sensor_id, sensor_type, entry.location, interval_s, entry.since, entry.until))
@@ -144,20 +153,30 @@ class Registry:
 
         A sensor that is not registered at that time has its type's; a type that is not in the registry has nulls.
         """
-        keys = readings.select(_SERIES).unique(maintain_order=True)
-        series = readings.select(_SERIES).join(
-            keys.with_row_index("series"), on=_SERIES, how="left", maintain_order="left"
-        )["series"]
+        keys = readings.select(_SERIES).unique(maintain_order=True).with_row_index("number")
+        series = readings.select(_SERIES).join(keys, on=_SERIES, how="left", maintain_order="left")["number"]
+        types = keys["sensor_type"].unique(maintain_order=True).to_list()
+        names = SeriesNames(
+            keys["sensor_id"].to_list(),
+            types,
+            np.arange(len(keys)),
+            np.array([types.index(name) for name in keys["sensor_type"].to_list()], dtype=np.int64),
+        )
         at_us = readings["timestamp"].dt.epoch("us").to_numpy()
-        piece = self.effective(keys.rows(), series.cast(pl.Int64).to_numpy(), at_us)
-        return self.pieces[piece]
+        return self.pieces[self.effective(names, series.cast(pl.Int64).to_numpy(), at_us)]
 
-    def effective(self, keys: Sequence[tuple[str, str]], series: Ints, at_us: Ints) -> Ints:
-        """Row of `pieces` for each reading, given by the number of its series in `keys` (sensor_id, sensor_type) and
-        its event time in microseconds of the epoch.
+    def effective(self, names: SeriesNames, series: Ints, at_us: Ints) -> Ints:
+        """Row of `pieces` for each reading, given by the number of its series in `names` and its event time in
+        microseconds of the epoch.
         """
-        spans = [self._of_sensor.get(key) or self._of_type.get(key[1], (0, 1)) for key in keys]
-        first, count = np.array(spans, dtype=np.int64).reshape(-1, 2).T
+        spans = np.empty((len(names.kind), 2), dtype=np.int64)
+        for kind, name in enumerate(names.types):
+            these, of_type = np.flatnonzero(names.kind == kind), self._of_type.get(name, (0, 1))
+            spans[these] = of_type
+            if registered := self._of_sensor.get(name):
+                sensors = names.sensor[these].tolist()
+                spans[these] = [registered.get(names.sensor_ids[sensor], of_type) for sensor in sensors]
+        first, count = spans.T
         piece = first[series]
         rows = np.arange(len(series))
         for step in range(1, int(count.max(initial=1))):
@@ -340,7 +359,9 @@ class _Loader(_YamlLoader):
     """YAML whose dates stay text: read further on, a wrong one has a place."""
 
 
-_Loader.add_constructor("tag:yaml.org,2002:timestamp", lambda loader, node: loader.construct_scalar(node))
+_Loader.add_constructor(  # type: ignore[type-var]  # the stubs take no subclass that may have two bases
+    "tag:yaml.org,2002:timestamp", _Loader.construct_yaml_str
+)
 
 
 def _read_yaml(text: str) -> tuple[yaml.Node, object]:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow.compute as pc
 
-from contracts.registry import Registry
+from contracts.registry import Registry, SeriesNames
 from contracts.tables import Rule
 from pipeline.rolling import State
 from pipeline.scoring import Bools, Floats, Ints, Limits, overtaken, score
@@ -63,14 +63,14 @@ def refine(
     `earlier` has IDENTITY, `value` and `unit` as sent, of the first reading of each of the `suspects` that is, from
     before this batch, in Silver or in quarantine (there not as a conflict); other such readings may be among them.
     """
-    state = state.fitted(rules)
     pieces = _pieces(registry)
-    sensor, sensor_ids, series, series_keys = _numbered(readings)
+    sensor, series, names = _numbered(readings)
     at_us = _us(readings["timestamp"])
-    piece = registry.effective(series_keys, series, at_us)
+    piece = registry.effective(names, series, at_us)
+    state, places = state.fitted(rules).entered(names)
+    newest_us, records = state.read(places)
 
     # A copy of an earlier reading is a duplicate; where it says something else, it is a conflict.
-    newest_us = state.newest_us(sensor_ids)
     copies = _copies(readings, sensor, at_us, overtaken(sensor, at_us, newest_us), earlier)
     # All others have to convert to the canonical unit, and then to be physically possible.
     value = _canonical(readings, pieces, piece)
@@ -79,8 +79,7 @@ def refine(
     fate[copies["row"]] = np.where(copies["same"], _DUPLICATE, _CONFLICT)
     # What is valid is scored, each series in order.
     valid = fate == _VALID
-    memory = state.memory(series_keys)
-    scores = score(value[valid], at_us[valid], series[valid], piece[valid], pieces.limits, memory, rules)
+    scores = score(value[valid], at_us[valid], series[valid], piece[valid], pieces.limits, records, rules)
 
     lineage = (pl.lit(registry.version).alias("registry_version"), pl.col("timestamp").dt.date().alias("event_date"))
     silver = _where(readings, valid).rename({"value": "original_value", "unit": "original_unit"})
@@ -91,7 +90,7 @@ def refine(
         _quarantine(readings, fate, value, registry.pieces[piece[fate >= _CONFLICT]], copies).with_columns(lineage),
         _where(readings.select("raw_partition", "raw_offset"), fate == _DUPLICATE),
     )
-    return refined, state.updated(sensor_ids, newest_us, series_keys, memory)
+    return refined, state.written(places, newest_us, records)
 
 
 class _Pieces(NamedTuple):
@@ -131,17 +130,16 @@ def _pieces(registry: Registry) -> _Pieces:
     )
 
 
-def _numbered(readings: pl.DataFrame) -> tuple[Ints, list[str], Ints, list[tuple[str, str]]]:
-    """Number of each reading's sensor and what the sensors are called; number of its series and what those are."""
+def _numbered(readings: pl.DataFrame) -> tuple[Ints, Ints, SeriesNames]:
+    """Number of each reading's sensor and of its series, and their names."""
     sensor, sensor_ids = _codes(readings["sensor_id"])
     kind, types = _codes(readings["sensor_type"])
     pair = sensor * len(types) + kind
-    found = np.zeros(len(sensor_ids) * len(types), dtype=np.int64)
-    found[pair] = 1
-    pairs = np.flatnonzero(found)
-    found[pairs] = np.arange(len(pairs))
-    keys = [(sensor_ids[code // len(types)], types[code % len(types)]) for code in pairs.tolist()]
-    return sensor, sensor_ids, found[pair], keys
+    number = np.zeros(len(sensor_ids) * len(types), dtype=np.int64)
+    number[pair] = 1
+    pairs = np.flatnonzero(number)
+    number[pairs] = np.arange(len(pairs))
+    return sensor, number[pair], SeriesNames(sensor_ids, types, *np.divmod(pairs, max(len(types), 1)))
 
 
 def _codes(texts: pl.Series) -> tuple[Ints, list[str]]:

@@ -1,14 +1,15 @@
 """What scoring remembers: a record per series, the newest event time per sensor. As bytes, and versioned."""
 
 import struct
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from threading import Lock
-from typing import Any, Generic, TypeVar
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from contracts.registry import SeriesNames
 from pipeline.errors import SchemaTooNew, TerminalError
 from pipeline.scoring import memory_dtype
 from pipeline.settings import Detection
@@ -18,7 +19,6 @@ FORMAT = 1
 
 Ints = npt.NDArray[np.int64]
 Records = npt.NDArray[np.void]
-Key = TypeVar("Key")
 
 _NEVER = -(2**63)
 _MAGIC = b"ROLL"
@@ -29,31 +29,11 @@ _LISTS = (("baseline", "accepted"), ("pending", "refused"))
 """Lists of a record, and how many places of them, from the first on, have a value."""
 
 
-class _Index(Generic[Key]):
-    """Keys and their places, 0 and up. Never changed: keys are added to a copy."""
+class Places(NamedTuple):
+    """Where a state keeps series that were asked for by their names, and their sensors."""
 
-    def __init__(self, places: dict[Key, int]) -> None:
-        self._places = places
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __iter__(self) -> Iterator[Key]:
-        return iter(self._places)
-
-    def find(self, keys: Iterable[Key]) -> Ints:
-        """Places, -1 where there is none."""
-        get = self._places.get
-        return np.array([get(key, -1) for key in keys], dtype=np.int64)
-
-    def add(self, keys: Sequence[Key]) -> tuple["_Index[Key]", Ints]:
-        """With these keys, each of them once, and their places."""
-        found = self.find(keys)
-        new = np.flatnonzero(found < 0)
-        if not len(new):
-            return self, found
-        found[new] = np.arange(len(self), len(self) + len(new))
-        return _Index(self._places | {keys[i]: int(found[i]) for i in new.tolist()}), found
+    sensor: Ints
+    series: Ints
 
 
 class _Store:
@@ -82,17 +62,15 @@ class State:
     """
 
     def __init__(
-        self,
-        sensors: _Index[str],
-        newest_us: Ints,
-        series: _Index[tuple[str, str]],
-        at: Ints,
-        store: _Store,
+        self, sensors: dict[str, int], newest_us: Ints, types: dict[str, int], series: Ints, at: Ints, store: _Store
     ) -> None:
         self._sensors = sensors
         self._newest_us = newest_us
+        self._types = types
         self._series = series
+        """By sensor and type; -1: none."""
         self._at = at
+        """By series: its record in the store; -1: nothing is remembered yet."""
         self._store = store
 
     @staticmethod
@@ -108,7 +86,7 @@ class State:
     @property
     def series(self) -> int:
         """Number of series (sensor and type)."""
-        return len(self._series)
+        return len(self._at)
 
     @property
     def sensor_ids(self) -> list[str]:
@@ -125,64 +103,60 @@ class State:
         """Refused values in a row that become the baseline."""
         return int(self._store.records.dtype["pending"].shape[0])
 
-    def newest_us(self, sensor_ids: Iterable[str]) -> Ints:
+    def newest_us(self, sensor_ids: Sequence[str]) -> Ints:
         """Newest event time of any reading seen of each sensor, in microseconds of the epoch; -2**63 of a new one."""
-        place = self._sensors.find(sensor_ids)
-        newest = np.full(len(place), _NEVER)
-        newest[place >= 0] = self._newest_us[place[place >= 0]]
-        return newest
+        return np.append(self._newest_us, _NEVER)[_places(self._sensors, sensor_ids)]
 
-    def memory(self, series: Iterable[tuple[str, str]]) -> Records:
-        """A copy of each series' record (sensor_id, sensor_type): dtype pipeline.scoring.memory_dtype."""
-        place = self._series.find(series)
-        records = np.zeros(len(place), dtype=self._store.records.dtype)
-        records[place >= 0] = self._store.records[self._at[place[place >= 0]]]
-        return records
+    def entered(self, names: SeriesNames) -> tuple["State", Places]:
+        """This state with places for these sensors and series, and the places; nothing is remembered of new ones."""
+        sensors, sensor = _added(self._sensors, names.sensor_ids)
+        types, kind = _added(self._types, names.types)
+        newest_us, series, at = self._newest_us, self._series, self._at
+        if series.shape != (len(sensors), len(types)):
+            newest_us = np.append(newest_us, np.full(len(sensors) - len(newest_us), _NEVER))
+            series = np.full((len(sensors), len(types)), -1)
+            series[: self._series.shape[0], : self._series.shape[1]] = self._series
+        place = series[sensor[names.sensor], kind[names.kind]]
+        new = np.flatnonzero(place < 0)
+        if len(new):
+            place[new] = np.arange(len(at), len(at) + len(new))
+            at = np.append(at, np.full(len(new), -1))
+            series = series.copy()
+            series[sensor[names.sensor[new]], kind[names.kind[new]]] = place[new]
+        return State(sensors, newest_us, types, series, at, self._store), Places(sensor, place)
 
-    def updated(
-        self, sensor_ids: Sequence[str], newest_us: Ints, series: Sequence[tuple[str, str]], memory: Records
-    ) -> "State":
-        """With these sensors' newest event times and these series' records in place of the former ones."""
-        sensors, place = self._sensors.add(sensor_ids)
-        newest = _grown(self._newest_us, len(sensors))
-        newest[place] = newest_us
-        keys, place = self._series.add(series)
-        at, store = _grown(self._at, len(keys)), self._store
-        first = store.add(memory)
+    def read(self, places: Places) -> tuple[Ints, Records]:
+        """Newest event times of the sensors and records of the series (pipeline.scoring.memory_dtype); copies."""
+        at = self._at[places.series]
+        records = self._store.records[np.maximum(at, 0)] if len(self._store.records) else self._zeros(len(at))
+        records[at < 0] = self._zeros(1)
+        return self._newest_us[places.sensor], records
+
+    def written(self, places: Places, newest_us: Ints, records: Records) -> "State":
+        """With these in place of what `read` gave."""
+        newest, at, store = self._newest_us.copy(), self._at.copy(), self._store
+        newest[places.sensor] = newest_us
+        first = store.add(records)
         if first is None:
-            records = np.empty(len(keys) * 3 // 2 + 1, dtype=memory.dtype)
-            records[: self.series] = store.records[self._at]
-            records[place] = memory
-            return State(sensors, newest, keys, np.arange(len(keys)), _Store(records, len(keys)))
-        at[place] = np.arange(first, first + len(memory))
-        return State(sensors, newest, keys, at, store)
+            everything = Places(places.sensor[:0], np.arange(len(at)))
+            kept = self.read(everything)[1]
+            kept[places.series] = records
+            store, at = _Store(self._zeros(len(at) * 3 // 2 + 1), 0), everything.series
+            store.add(kept)
+        else:
+            at[places.series] = np.arange(first, first + len(records))
+        return State(self._sensors, newest, self._types, self._series, at, store)
 
-    def fitted(self, rules: Detection) -> "State":
-        """For these settings: this state, or where window or shift_after changed, one with the newest values that
-        they leave room for. (Scores go on from there; a rebuild with the new settings may give others.)
-        """
-        if (self.window, self.shift_after) == (rules.window, rules.shift_after):
-            return self
-        old = self._store.records[self._at]
-        records = np.zeros(len(old), dtype=memory_dtype(rules.window, rules.shift_after))
-        for name in _FIXED:
-            records[name] = old[name]
-        for (values, count), most in zip(_LISTS, (rules.window, rules.shift_after - 1), strict=True):
-            records[count] = np.minimum(old[count], most)
-            for record, former in zip(records, old, strict=True):
-                record[values][: record[count]] = former[values][former[count] - record[count] : former[count]]
-        return State(
-            self._sensors, self._newest_us, self._series, np.arange(len(records)), _Store(records, len(records))
-        )
+    def names(self) -> SeriesNames:
+        """All series."""
+        sensor, kind = np.nonzero(self._series >= 0)
+        return SeriesNames(list(self._sensors), list(self._types), sensor, kind)
 
     def select(self, sensor_ids: Collection[str]) -> "State":
         """Only these sensors, as far as they are known, with their series."""
-        wanted = set(sensor_ids)
-        sensors = [sensor for sensor in self._sensors if sensor in wanted]
-        series = [key for key in self._series if key[0] in wanted]
-        return _empty(self._store.records.dtype).updated(
-            sensors, self.newest_us(sensors), series, self.memory(series)
-        )
+        sensors = [sensor for sensor in dict.fromkeys(sensor_ids) if sensor in self._sensors]
+        sensor, kind = np.nonzero(self._series[_places(self._sensors, sensors)] >= 0)
+        return self._copied(SeriesNames(sensors, list(self._types), sensor, kind), _empty(self._store.records.dtype))
 
     @staticmethod
     def merge(states: Sequence["State"]) -> "State":
@@ -192,29 +166,46 @@ class State:
         """
         if len({(state.window, state.shift_after) for state in states}) != 1:
             raise ValueError("states merge where there is one at least, and all have one window and one shift_after")
-        sensors = {sensor: at for at, sensor in enumerate(sensor for state in states for sensor in state._sensors)}
-        series = {key: at for at, key in enumerate(key for state in states for key in state._series)}
-        newest = np.concatenate([state._newest_us for state in states])[list(sensors.values())]
-        memory = np.concatenate([state._store.records[state._at] for state in states])[list(series.values())]
-        return _empty(memory.dtype).updated(list(sensors), newest, list(series), memory)
+        merged = _empty(states[0]._store.records.dtype)
+        for state in states:
+            merged = state._copied(state.names(), merged)
+        return merged
+
+    def fitted(self, rules: Detection) -> "State":
+        """For these settings: this state, or where window or shift_after changed, one with the newest values that
+        they leave room for. (Scores go on from there; a rebuild with the new settings may give others.)
+        """
+        if (self.window, self.shift_after) == (rules.window, rules.shift_after):
+            return self
+        target, places = State.empty(rules).entered(self.names())
+        newest_us, old = self.read(self.entered(self.names())[1])
+        records = target._zeros(len(old))
+        for name in _FIXED:
+            records[name] = old[name]
+        for (values, count), most in zip(_LISTS, (rules.window, rules.shift_after - 1), strict=True):
+            records[count] = np.minimum(old[count], most)
+            for record, former in zip(records, old, strict=True):
+                record[values][: record[count]] = former[values][former[count] - record[count] : former[count]]
+        return target.written(places, newest_us, records)
 
     def to_bytes(self) -> bytes:
-        """The same bytes for the same state, whatever way it came about; 540 bytes a series with a full baseline."""
-        sensors, series = sorted(self._sensors), sorted(self._series)
-        memory = self.memory(series)
-        types = sorted({sensor_type for _, sensor_type in series})
-        sensor_place, type_place = ({name: at for at, name in enumerate(names)} for names in (sensors, types))
-        names = msgspec.msgpack.encode((sensors, types))
-        columns = [
-            self.newest_us(sensors),
-            np.array([sensor_place[sensor] for sensor, _ in series], dtype=np.int64),
-            np.array([type_place[sensor_type] for _, sensor_type in series], dtype=np.int64),
-            *(memory[name] for name in _FIXED),
-            *(memory[values][_held(memory, values, count)] for values, count in _LISTS),
+        """The same bytes for the same state, whatever way it came about; 570 bytes a series with a full baseline."""
+        sensors = sorted(self._sensors)
+        types = [name for name in sorted(self._types) if (self._series[:, self._types[name]] >= 0).any()]
+        rows, columns = _places(self._sensors, sensors), _places(self._types, types)
+        names = SeriesNames(sensors, types, *np.nonzero(self._series[np.ix_(rows, columns)] >= 0))
+        newest_us, records = self.read(self.entered(names)[1])
+        encoded = msgspec.msgpack.encode((sensors, types))
+        body = [
+            newest_us,
+            names.sensor,
+            names.kind,
+            *(records[name] for name in _FIXED),
+            *(records[values][_held(records, values, count)] for values, count in _LISTS),
         ]
-        header = _HEADER.pack(_MAGIC, FORMAT, self.window, self.shift_after, len(sensors), len(series), len(names))
+        header = _HEADER.pack(_MAGIC, FORMAT, self.window, self.shift_after, len(sensors), len(records), len(encoded))
         return b"".join(
-            [header, names, *(column.astype(column.dtype.newbyteorder("<")).tobytes() for column in columns)]
+            [header, encoded, *(column.astype(column.dtype.newbyteorder("<")).tobytes() for column in body)]
         )
 
     @staticmethod
@@ -234,54 +225,67 @@ class State:
                 f"A rolling state has format {version}; this pipeline knows up to {FORMAT}.",
                 "Run the newer version of the pipeline that wrote it.",
             )
-        rest = memoryview(data)[_HEADER.size :]
+        place = _HEADER.size + names_size
+
+        def column(kind: str, length: int) -> npt.NDArray[Any]:
+            nonlocal place
+            values = np.frombuffer(data, dtype=f"<{kind}8", count=length, offset=place)
+            place += 8 * length
+            return values
+
         try:
-            sensors, types = msgspec.msgpack.decode(rest[:names_size], type=tuple[list[str], list[str]])
-            rest = rest[names_size:]
-
-            def column(kind: str, length: int) -> npt.NDArray[Any]:
-                nonlocal rest
-                values = np.frombuffer(rest, dtype=f"<{kind}8", count=length)
-                rest = rest[8 * length :]
-                return values
-
+            encoded = memoryview(data)[_HEADER.size : place]
+            sensors, types = msgspec.msgpack.decode(encoded, type=tuple[list[str], list[str]])
             newest_us = column("i", sensor_count)
-            series = list(
-                zip(
-                    map(sensors.__getitem__, column("i", series_count).tolist()),
-                    map(types.__getitem__, column("i", series_count).tolist()),
-                    strict=True,
-                )
-            )
-            memory = np.zeros(series_count, dtype=memory_dtype(window, shift_after))
+            names = SeriesNames(sensors, types, column("i", series_count), column("i", series_count))
+            records = np.zeros(series_count, dtype=memory_dtype(window, shift_after))
             for name in _FIXED:
-                memory[name] = column(memory.dtype[name].kind, series_count)
+                records[name] = column(records.dtype[name].kind, series_count)
             for values, count in _LISTS:
                 most = {"accepted": window, "refused": shift_after - 1}[count]  # a full list would be a new baseline
-                if memory[count].min(initial=0) < 0 or memory[count].max(initial=0) > most:
+                if records[count].min(initial=0) < 0 or records[count].max(initial=0) > most:
                     raise _unreadable(f"it has an impossible number of {count} values")
-                memory[values][_held(memory, values, count)] = column("f", int(memory[count].sum()))
+                records[values][_held(records, values, count)] = column("f", int(records[count].sum()))
+            state, places = _empty(records.dtype).entered(names)
+            state = state.written(places, newest_us, records)
         except (ValueError, IndexError, msgspec.MsgspecError) as error:
             raise _unreadable(str(error)) from error
-        if rest or len(sensors) != sensor_count:
+        if place != len(data) or state.sensors != sensor_count or state.series != series_count:
             raise _unreadable("its lengths do not agree")
-        return _empty(memory.dtype).updated(sensors, newest_us, series, memory)
+        return state
+
+    def _copied(self, names: SeriesNames, into: "State") -> "State":
+        into, places = into.entered(names)
+        return into.written(places, *self.read(self.entered(names)[1]))
+
+    def _zeros(self, length: int) -> Records:
+        return np.zeros(length, dtype=self._store.records.dtype)
+
+
+def _places(places: dict[str, int], names: Iterable[str]) -> Ints:
+    """-1: none."""
+    return np.array([places.get(name, -1) for name in names], dtype=np.int64)
+
+
+def _added(places: dict[str, int], names: Sequence[str]) -> tuple[dict[str, int], Ints]:
+    """Places with these names too, each of them given once, and where those are. The former stay as they were."""
+    found = _places(places, names)
+    new = np.flatnonzero(found < 0)
+    if len(new):
+        found[new] = np.arange(len(places), len(places) + len(new))
+        places = places | {names[index]: int(found[index]) for index in new.tolist()}
+    return places, found
 
 
 def _empty(dtype: np.dtype[np.void]) -> State:
     none = np.zeros(0, dtype=np.int64)
-    return State(_Index({}), none, _Index({}), none, _Store(np.zeros(0, dtype=dtype), 0))
+    return State({}, none, {}, none.reshape(0, 0), none, _Store(np.zeros(0, dtype=dtype), 0))
 
 
-def _held(memory: Records, values: str, count: str) -> npt.NDArray[np.bool_]:
+def _held(records: Records, values: str, count: str) -> npt.NDArray[np.bool_]:
     """Which places of these lists have a value: the first `count` of each."""
-    held: npt.NDArray[np.bool_] = np.arange(memory[values].shape[1]) < memory[count][:, None]
+    held: npt.NDArray[np.bool_] = np.arange(records[values].shape[1]) < records[count][:, None]
     return held
-
-
-def _grown(column: Ints, length: int) -> Ints:
-    """A copy with room for more."""
-    return np.concatenate([column, np.zeros(length - len(column), dtype=np.int64)])
 
 
 def _unreadable(why: str) -> TerminalError:

@@ -1,32 +1,56 @@
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import pytest
 
+from contracts.registry import SeriesNames
 from pipeline.errors import SchemaTooNew, TerminalError
 from pipeline.rolling import FORMAT, State
-from pipeline.scoring import memory_dtype
 from pipeline.settings import Detection
 
 RULES = Detection(window=4, shift_after=3)
 NEVER = -(2**63)
 
 
-def holding(values: dict[tuple[str, str], list[float]], rules: Detection = RULES, newest: int = 7) -> State:
+def named(series: Iterable[tuple[str, str]]) -> SeriesNames:
+    keys = list(series)
+    sensors, types = (sorted({key[part] for key in keys}) for part in (0, 1))
+    numbers = np.array([(sensors.index(sensor), types.index(kind)) for sensor, kind in keys], dtype=np.int64)
+    return SeriesNames(sensors, types, *numbers.reshape(-1, 2).T)
+
+
+def changed(state: State, series: tuple[str, str], newest: int = 7, **fields: Any) -> State:
+    """The state with these fields of one series' record, and this newest event time of its sensor."""
+    state, places = state.entered(named([series]))
+    _, records = state.read(places)
+    for name, value in fields.items():
+        if name in {"baseline", "pending"}:
+            records[name][0, : len(value)] = value
+        else:
+            records[name] = value
+    return state.written(places, np.array([newest]), records)
+
+
+def holding(baselines: dict[tuple[str, str], list[float]], rules: Detection = RULES, newest: int = 7) -> State:
     """A state with these baselines."""
-    memory = np.zeros(len(values), dtype=memory_dtype(rules.window, rules.shift_after))
-    for record, baseline in zip(memory, values.values(), strict=True):
-        record["accepted"] = len(baseline)
-        record["baseline"][: len(baseline)] = baseline
-        record["repeats"], record["last"], record["newest_us"] = 1, baseline[-1], newest
-    sensors = sorted({sensor for sensor, _ in values})
-    return State.empty(rules).updated(sensors, np.full(len(sensors), newest), list(values), memory)
+    state, places = State.empty(rules).entered(named(baselines))
+    _, records = state.read(places)
+    for record, values in zip(records, baselines.values(), strict=True):
+        record["accepted"] = len(values)
+        record["baseline"][: len(values)] = values
+        record["repeats"], record["last"], record["newest_us"] = 1, values[-1], newest
+    return state.written(places, np.full(len(places.sensor), newest), records)
+
+
+def record(state: State, sensor: str, sensor_type: str = "t") -> Any:
+    state, places = state.entered(named([(sensor, sensor_type)]))
+    return state.read(places)[1][0]
 
 
 def baseline(state: State, sensor: str, sensor_type: str = "t") -> list[float]:
-    (record,) = state.memory([(sensor, sensor_type)])
-    values: list[float] = record["baseline"][: record["accepted"]].tolist()
+    found = record(state, sensor, sensor_type)
+    values: list[float] = found["baseline"][: found["accepted"]].tolist()
     return values
 
 
@@ -65,33 +89,47 @@ def test_a_change_leaves_the_former_state_as_it_was() -> None:
     kept, bytes_before = before, before.to_bytes()
 
     for number in range(100):
-        other = holding({("a", "t"): [float(number)], (f"new-{number}", "t"): [0.0]})
-        series = [("a", "t"), (f"new-{number}", "t")]
-        after = kept.updated(["a"], np.array([number]), series, other.memory(series))
-        branch = kept.updated(["a"], np.array([-1]), [("a", "t")], holding({("a", "t"): [-1.0]}).memory([("a", "t")]))
-        assert baseline(after, "a") == [float(number)]
-        assert baseline(branch, "a") == [-1.0]
+        after = changed(changed(kept, ("a", "t"), number, baseline=[number]), (f"new-{number}", "t"))
+        branch = changed(kept, ("a", "t"), -1, baseline=[-1.0])
+        assert (baseline(after, "a"), after.newest_us(["a"])[0]) == ([number], number)
+        assert (baseline(branch, "a"), branch.newest_us(["a"])[0]) == ([-1.0], -1)
         assert baseline(after, "b") == [2.0]
         kept = after
 
     assert before.to_bytes() == bytes_before
-    assert kept.series == 102
+    assert (before.series, kept.series) == (2, 102)
 
 
 def test_what_it_holds_does_not_grow_with_the_number_of_changes() -> None:
     state = holding({(f"{number}", "t"): [1.0] for number in range(10)})
     for number in range(1000):
-        key = (f"{number % 10}", "t")
-        state = state.updated([key[0]], np.array([number]), [key], state.memory([key]))
+        state = changed(state, (f"{number % 10}", "t"), number)
 
     assert len(state._store.records) <= 2 * 10
 
 
-def test_memory_is_a_copy() -> None:
-    state = holding({("a", "t"): [1.0]})
-    state.memory([("a", "t")])["baseline"][:] = 99.0
+def test_a_series_of_a_new_type_leaves_the_others_alone() -> None:
+    state = changed(holding({("a", "t"): [1.0], ("b", "t"): [2.0]}), ("b", "u"), accepted=1, baseline=[3.0])
 
-    assert baseline(state, "a") == [1.0]
+    assert (state.series, state.sensors) == (3, 2)
+    assert [baseline(state, "a"), baseline(state, "b"), baseline(state, "b", "u")] == [[1.0], [2.0], [3.0]]
+    assert baseline(state, "a", "u") == []
+
+
+def test_nothing_is_remembered_of_a_new_series() -> None:
+    state, places = holding({("a", "t"): [1.0]}).entered(named([("a", "t"), ("new", "t")]))
+    newest_us, records = state.read(places)
+
+    assert newest_us.tolist() == [7, NEVER]
+    assert records[1] == np.zeros(1, dtype=records.dtype)[0]
+
+
+def test_what_is_read_is_a_copy() -> None:
+    state, places = holding({("a", "t"): [1.0]}).entered(named([("a", "t")]))
+    newest_us, records = state.read(places)
+    newest_us[:], records["baseline"][:] = 99, 99.0
+
+    assert (baseline(state, "a"), state.newest_us(["a"]).tolist()) == ([1.0], [7])
 
 
 def test_select_has_the_sensors_with_all_their_series() -> None:
@@ -135,14 +173,11 @@ def test_another_window_keeps_the_newest_values(window: int, kept: list[float]) 
 
 @pytest.mark.parametrize(("shift_after", "kept"), [(9, [1.0, 2.0]), (2, [2.0])])
 def test_another_shift_keeps_the_newest_refused_values_but_one_fewer(shift_after: int, kept: list[float]) -> None:
-    state = holding({("a", "t"): [0.0]})
-    memory = state.memory([("a", "t")])
-    memory["refused"], memory["pending"][0, :2] = 2, [1.0, 2.0]
-    state = state.updated([], np.zeros(0, np.int64), [("a", "t")], memory)
+    state = changed(holding({("a", "t"): [0.0]}), ("a", "t"), refused=2, pending=[1.0, 2.0])
 
-    (record,) = state.fitted(Detection(window=4, shift_after=shift_after)).memory([("a", "t")])
+    found = record(state.fitted(Detection(window=4, shift_after=shift_after)), "a")
 
-    assert record["pending"][: record["refused"]].tolist() == kept
+    assert found["pending"][: found["refused"]].tolist() == kept
 
 
 def test_a_state_of_a_newer_version_is_refused() -> None:
@@ -172,17 +207,14 @@ def test_what_is_not_a_whole_state_is_refused(damage: Callable[[bytes], bytes]) 
 def test_a_state_that_was_cut_off_anywhere_is_refused() -> None:
     data = holding({("a", "t"): [1.0, 2.0]}).to_bytes()
 
-    for end, _ in pairwise(range(len(data) + 1)):
+    for end in range(len(data)):
         with pytest.raises(TerminalError):
             State.from_bytes(data[:end])
 
 
 @pytest.mark.parametrize(("name", "count"), [("accepted", 5), ("accepted", -1), ("refused", 4), ("refused", 3)])
 def test_counts_that_the_compiled_loop_could_not_hold_are_refused(name: str, count: int) -> None:
-    state = holding({("a", "t"): [1.0]})
-    memory = state.memory([("a", "t")])
-    memory[name] = count
-    data = state.updated([], np.zeros(0, np.int64), [("a", "t")], memory).to_bytes()
+    data = changed(holding({("a", "t"): [1.0]}), ("a", "t"), **{name: count}).to_bytes()
 
     with pytest.raises(TerminalError, match=name):
         State.from_bytes(data)
