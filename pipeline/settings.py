@@ -51,7 +51,7 @@ class Warehouse(_Group):
 
     dialect: Literal["postgresql", "redshift"] = "postgresql"
     host: str = "127.0.0.1"
-    port: PositiveInt = 54320
+    port: PositiveInt = 15432
     database: str = "postgres"
     user: str = "postgres"
     password: SecretStr | None = None
