@@ -112,7 +112,7 @@ def run(
         started = time.monotonic()
         outbox = _Outbox(settings, stage, books)
         try:
-            with _progress(max_events) as show, kafka.translated(settings, f"deliver to {outbox.topic}"):
+            with _progress(max_events) as show:
                 _send(source, stage, outbox, books, max_events, show)
         finally:
             outbox.flush()
@@ -249,11 +249,14 @@ class _Outbox:
                     produce(topic, value, key, headers=headers)
                     break
                 except BufferError:
-                    # The client's queue is full: its answers make room.
-                    self._producer.poll(0.1)
+                    # The client's queue is full. Deliveries make room, of which only failures are reported.
+                    self._producer.poll(0.01)
                     self._stage.beat()
                     if self.failed or self._stage.stopping.is_set():
                         return index
+                except KafkaException as error:
+                    self.failed = error.args[0]
+                    return index
         self.poll()
         return end
 
@@ -267,6 +270,7 @@ class _Outbox:
         while (left := self._producer.flush(0.5)) and time.monotonic() < deadline and not self.failed:
             self._stage.beat()
         if left:
+            self.failed = self.failed or KafkaError(KafkaError._TIMED_OUT, "no acknowledgement in time")
             self._producer.purge()
             self._producer.flush(0.5)
 

@@ -1,6 +1,7 @@
 """simulate against a broker: what the manifest says is what is in the topic, and what decode makes of it."""
 
 import gzip
+import io
 import json
 import signal
 import subprocess
@@ -172,6 +173,28 @@ def test_the_real_series_are_replayed_whole_each_in_its_order(settings: Settings
         got = [row["event_id"] for row in readings(messages) if row["sensor_id"] == sensor]
         mine = set(got)
         assert got == [event_id for event_id in expected if event_id in mine]
+
+
+def test_a_full_queue_of_the_client_makes_a_replay_wait_and_loses_nothing(
+    settings: Settings, topics: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apps.simulate._QUEUE_KIB", 64)
+    run(settings, replay_csv=NAB)
+    assert len({row["event_id"] for row in readings(received(settings))}) == 29_962
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("stderr", "shown"), [(Terminal(), True), (io.StringIO(), False)], ids=["one", "none"])
+def test_progress_is_shown_on_a_terminal_and_only_there(
+    settings: Settings, topics: list[str], monkeypatch: pytest.MonkeyPatch, stderr: io.StringIO, shown: bool
+) -> None:
+    monkeypatch.setattr("sys.stderr", stderr)
+    run(settings, max_events=20, rate=100)
+    assert ("20/20" in stderr.getvalue()) == shown
 
 
 def test_replayed_times_can_be_moved_so_that_the_newest_is_now(
