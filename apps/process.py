@@ -55,6 +55,7 @@ class Process:
         self._stop_signal = stop_signal
         self._death_signal = death_signal
         self._child: subprocess.Popen[bytes] | None = None
+        self._asked = False
 
     def start(self) -> None:
         """Start it; its log begins anew."""
@@ -112,8 +113,9 @@ class Process:
         return self._child.returncode is not None
 
     def terminate(self) -> None:
-        """Ask it to stop, and do not wait."""
-        if self._child and self._child.poll() is None:
+        """Ask it to stop, once, and do not wait."""
+        if self._child and self._child.poll() is None and not self._asked:
+            self._asked = True
             self._child.send_signal(self._stop_signal)
 
     def stop(self, grace_s: float = 10.0) -> bool:
