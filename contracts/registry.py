@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails
 
 try:
     from yaml import CSafeLoader as _YamlLoader
-except ImportError:  # PyYAML built without libyaml: ten times slower, else the same
+except ImportError:  # pragma: no cover - PyYAML built without libyaml: ten times slower, else the same
     from yaml import SafeLoader as _YamlLoader  # type: ignore[assignment]
 
 SHIPPED = Path(__file__).with_name("registry.yaml")

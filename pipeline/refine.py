@@ -29,6 +29,10 @@ _VALID, _DUPLICATE, _CONFLICT, _UNKNOWN_UNIT, _PHYSICAL_RANGE = range(5)
 _RULES = pl.Series([None, None, Rule.CONFLICT.value, Rule.UNKNOWN_UNIT.value, Rule.PHYSICAL_RANGE.value])
 """Where a reading goes, and the name of the rule that it breaks."""
 
+_NO_COPIES = pl.DataFrame(
+    schema={"row": pl.Int64, "same": pl.Boolean, "first_value": pl.Float64, "first_unit": pl.String}
+)
+
 _SHOWN = 40
 """Code points of a device's unit that a detail repeats."""
 
@@ -165,6 +169,8 @@ def _copies(
 
     A copy is `not_newer` than what came of its sensor before: only those, and what they may copy, are looked at.
     """
+    if not not_newer.any():
+        return _NO_COPIES
     numbers = pl.DataFrame({"row": np.arange(len(sensor)), "sensor": sensor, "at": at_us})
     when = ["sensor", "at"]
     rows = numbers.join(numbers.filter(pl.Series(not_newer)), on=when, how="semi")["row"].sort()
@@ -203,6 +209,8 @@ def _quarantine(
 ) -> pl.DataFrame:
     """Readings that break a rule, with its name and what it says of them; `limits` of those readings."""
     rows = np.flatnonzero(fate >= _CONFLICT)
+    if not len(rows):
+        return readings.clear().with_columns(pl.lit(None, pl.String).alias(name) for name in ("rule", "detail"))
     about = limits.select(pl.all().name.prefix("__")).with_columns(
         pl.Series("__row", rows), pl.Series("__fate", fate[rows]), pl.Series("__value", value[rows])
     )

@@ -7,7 +7,8 @@ The statistics are two-pass over the baseline, oldest value first (Chan, Golub, 
 along, so no rounding error grows and nothing depends on how readings were cut into batches.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -125,8 +126,19 @@ def score(
     return scores
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def grouped(group: Ints, groups: int) -> tuple[Ints, Ints]:
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """To machine code, at the first call (a second of work), kept beside this file or in the user's cache directory;
+    where neither can be written (a read-only image without NUMBA_CACHE_DIR), made anew by every process.
+    """
+    try:
+        machine_code = njit(cache=True, nogil=True)(function)
+    except RuntimeError:
+        machine_code = njit(nogil=True)(function)
+    return cast(Callable[..., Any], machine_code)
+
+
+@compiled
+def grouped(group: Ints, groups: int) -> tuple[Ints, Ints]:  # pragma: no cover - compiled, as are those below
     """Positions of the readings of group 0, then of group 1 ..., each in order (a counting sort), and where each
     group's begin, with one entry more for the end.
     """
@@ -143,8 +155,8 @@ def grouped(group: Ints, groups: int) -> tuple[Ints, Ints]:
     return order, first
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def overtaken(sensor: Ints, at_us: Ints, newest_us: Ints) -> Bools:
+@compiled
+def overtaken(sensor: Ints, at_us: Ints, newest_us: Ints) -> Bools:  # pragma: no cover
     """Which readings are not newer than all that came of their sensor before: any copy is among them.
 
     `newest_us`, by sensor, is brought up to date in place.
@@ -158,8 +170,8 @@ def overtaken(sensor: Ints, at_us: Ints, newest_us: Ints) -> Bools:
     return result
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _mean_and_std(values: Floats, first: int, end: int) -> tuple[float, float]:
+@compiled
+def _mean_and_std(values: Floats, first: int, end: int) -> tuple[float, float]:  # pragma: no cover
     """Two-pass, ddof 1."""
     total = 0.0
     for j in range(first, end):
@@ -171,8 +183,8 @@ def _mean_and_std(values: Floats, first: int, end: int) -> tuple[float, float]:
     return mean, np.sqrt(m2 / (end - first - 1))
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _score(  # noqa: PLR0912, PLR0915 - the rules, one after the other
+@compiled
+def _score(  # noqa: PLR0912, PLR0915 - the rules, one after the other  # pragma: no cover
     order: Ints,
     first: Ints,
     values: Floats,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.scoring import Limits, Scores, memory_dtype, score
+from pipeline.scoring import Limits, Scores, compiled, memory_dtype, score
 from pipeline.settings import Detection
 
 RULES = Detection(window=5, min_readings=3, threshold=3.0, shift_after=3, lateness_s=60.0)
@@ -231,3 +231,10 @@ def test_a_series_without_readings_keeps_its_memory() -> None:
     assert isinstance(scores, Scores)
     assert memory[1] == before
     assert memory["accepted"][0] == 1
+
+
+def test_what_cannot_be_kept_is_compiled_all_the_same() -> None:
+    names: dict[str, Any] = {}
+    exec("def twice(x):\n    return 2 * x", names)  # of no file, so there is no place beside it either
+
+    assert compiled(names["twice"])(21) == 42
