@@ -74,8 +74,9 @@ class Silver:
         self._lake = lake
         self._registry = registry
         self._beat = beat
-        self._store = StateStore(lake.files(), lake.uri("_state/silver"))
-        self._log = history.Log(lake)
+        files = lake.files()
+        self._store = StateStore(files, lake.uri("_state/silver"))
+        self._log = history.Log(lake, files)
         self._copies = Copies()
         self._tables: _Tables | None = None
         self._known: _Known | None = None

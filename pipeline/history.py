@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import polars as pl
 from deltalake import DeltaTable
+from fsspec import AbstractFileSystem
 
 from contracts.tables import BRONZE_READINGS
 from pipeline.errors import HistoryMismatch
@@ -36,11 +37,11 @@ def commit_file(version: pl.Expr) -> pl.Expr:
 
 
 class Log:
-    """Bronze's log, as files: what each version added, without reading a row of it."""
+    """Bronze's log, as files of the lake: what each version added, without reading a row of it."""
 
-    def __init__(self, lake: Lake) -> None:
+    def __init__(self, lake: Lake, files: AbstractFileSystem) -> None:
         self._root = lake.uri(f"{BRONZE_READINGS.path}/_delta_log")
-        self._files = lake.files()
+        self._files = files
 
     def target(self, first: int, latest: int, max_rows: int) -> int:
         """The newest version up to `latest` such that it and all from `first` on added at most `max_rows` rows in

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
+from prometheus_client import REGISTRY
 
 from apps import silver
 from apps.silver import COVERED, Silver, run
@@ -429,6 +430,38 @@ def test_a_small_cycle_reads_no_file_of_another_day(tmp_path: Path, lake: Lake) 
     assert fresh(local(tmp_path)).cycle(NOW) == 0
 
 
+def test_what_becomes_of_each_reading_is_counted(tmp_path: Path, lake: Lake) -> None:
+    def counted() -> dict[tuple[str, str], float]:
+        names = ("pipeline_events_total", "pipeline_quarantined_total", "pipeline_anomalies_total")
+        return {
+            (sample.name, sample.labels.get("outcome") or sample.labels["rule"]): sample.value
+            for metric in REGISTRY.collect()
+            for sample in metric.samples
+            if sample.name in names and sample.labels.get("stage", "silver") == "silver"
+        }
+
+    feed: list[Reading] = [
+        (0, 0, 0, 20.0, "degC"),
+        (0, 1, 1, 70.0, "degC"),
+        (0, 0, 0, 20.0, "degC"),
+        (0, 0, 0, 21.0, "degC"),
+        (0, 2, 2, IMPOSSIBLE, "degC"),
+        (0, 3, -11, 20.0, "degC"),
+    ]
+    commit(lake, bronze_rows(feed))
+    before = counted()
+    catch_up(fresh(local(tmp_path)))
+    assert {key: value - before.get(key, 0) for key, value in counted().items() if value != before.get(key, 0)} == {
+        ("pipeline_events_total", "ok"): 3,
+        ("pipeline_events_total", "late"): 1,
+        ("pipeline_events_total", "duplicate"): 1,
+        ("pipeline_events_total", "quarantined"): 2,
+        ("pipeline_quarantined_total", "conflict"): 1,
+        ("pipeline_quarantined_total", "physical_range"): 1,
+        ("pipeline_anomalies_total", "operating_range"): 1,
+    }
+
+
 def test_without_bronze_there_is_nothing_to_do(tmp_path: Path, lake: Lake) -> None:
     with pytest.raises(NotSetUp):
         fresh(local(tmp_path)).cycle(NOW)
@@ -478,8 +511,9 @@ def test_on_an_object_store_it_is_the_same(lake_settings: config.Lake, undisturb
         lake=lake_settings, silver=config.Job(max_rows=20), observability=config.Observability(port=0), retry_s=5.0
     )
     lake = Lake(lake_settings)
-    for piece in Pieces(batches(bronze_rows(FEED)), [3]):
+    for number, piece in enumerate(Pieces(batches(bronze_rows(FEED)), [3])):
         commit(lake, piece)
-        run(settings, until_caught_up=True)
+        if number in (1, 5):
+            run(settings, until_caught_up=True)
     for table in (SILVER_READINGS, SILVER_QUARANTINE):
         assert_frame_equal(content(lake, table), content(undisturbed, table), check_exact=True)

@@ -73,18 +73,18 @@ def lake(tmp_path: Path) -> Lake:
 def test_versions_are_taken_up_to_a_number_of_rows(
     lake: Lake, first: int, latest: int, max_rows: int, expected: int
 ) -> None:
-    assert Log(lake).target(first, latest, max_rows) == expected
+    assert Log(lake, lake.files()).target(first, latest, max_rows) == expected
 
 
 def test_compaction_adds_no_rows(lake: Lake) -> None:
     lake.open(BRONZE_READINGS).optimize.compact()
-    assert Log(lake).target(1, 6, 23) == 6
+    assert Log(lake, lake.files()).target(1, 6, 23) == 6
     assert inserted(lake.open(BRONZE_READINGS), 6, 6).is_empty()
 
 
 def test_a_version_that_the_log_no_longer_has_is_told(lake: Lake, tmp_path: Path) -> None:
     (tmp_path / "bronze" / "readings" / "_delta_log" / f"{2:020}.json").unlink()
-    log = Log(lake)
+    log = Log(lake, lake.files())
     assert log.target(3, 5, 1_000) == 5
     with pytest.raises(HistoryMismatch, match="every version from 1 to 5"):
         log.target(1, 5, 1_000)
@@ -119,7 +119,7 @@ def test_rows_are_told_the_version_that_added_them_or_the_last(lake: Lake) -> No
     rows = bronze_rows([(0, 0, 1), (0, 6, 1), (1, 2, 1), (9, 9, 1)])
     assert with_commit(table, rows, 0, 5)[COMMIT].to_list() == [1, 5, 4, 5]
     assert with_commit(table, rows, 3, 5)[COMMIT].to_list() == [5, 5, 4, 5]
-    assert Log(lake).oldest() == 0
+    assert Log(lake, lake.files()).oldest() == 0
 
 
 def test_a_version_is_named_by_its_file(lake: Lake) -> None:
@@ -130,4 +130,4 @@ def test_a_version_is_named_by_its_file(lake: Lake) -> None:
 def test_a_backlog_of_small_versions_is_cut_too(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_VERSIONS >= 100
     monkeypatch.setattr("pipeline.history.MAX_VERSIONS", 2)
-    assert Log(lake).target(1, 5, 1_000) == 2
+    assert Log(lake, lake.files()).target(1, 5, 1_000) == 2

@@ -3,13 +3,14 @@ from pathlib import Path
 from zlib import crc32
 
 import fsspec
-import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from contracts.registry import load_registry
 from pipeline.errors import SchemaTooNew
-from pipeline.rolling import State
+from pipeline.refine import IDENTITY, State, refine
 from pipeline.settings import Detection
 from pipeline.statestore import MAX_VALUE, Manifest, StateStore, buckets_of
 
@@ -124,19 +125,30 @@ def test_a_newer_format_is_refused(store: StateStore, tmp_path: Path, monkeypatc
         store.load(1, manifest.attempt)
 
 
-def state_of(sensors: list[str], values: int = 60) -> State:
-    """Each sensor with so many values of two types."""
-    series = [(sensor, kind) for sensor in sensors for kind in ("temperature", "humidity")]
-    empty = State.empty(Detection())
-    memory = empty.memory(series)
-    memory["accepted"] = values
-    memory["baseline"][:, :values] = np.arange(len(series))[:, None]
-    return empty.updated(sensors, np.arange(len(sensors)), series, memory)
+def state_of(count: int) -> State:
+    """So many sensors, with 60 values of two types each."""
+    sensors = pl.DataFrame({"sensor_id": [f"sensor-{number}" for number in range(count)]})
+    units = pl.DataFrame({"sensor_type": ["temperature", "humidity"], "unit": ["degC", "percent"]})
+    start = pl.datetime(2026, 4, 1, time_unit="us", time_zone="UTC")
+    readings = (
+        sensors.join(units, how="cross")
+        .join(pl.DataFrame({"number": range(60)}), how="cross")
+        .with_columns(
+            event_id=pl.format("{} {}", "sensor_type", "number"),
+            timestamp=start + pl.duration(minutes="number"),
+            value=20.0 + pl.col("number") % 7,
+            raw_partition=0,
+            raw_offset=pl.int_range(pl.len()),
+        )
+    )
+    nothing = readings.clear().select(*IDENTITY, "value", "unit")
+    _, state = refine(readings, State.empty(Detection()), load_registry(), Detection(), nothing)
+    return state
 
 
 @pytest.mark.parametrize("count", [1, 50, 3_000])
 def test_all_buckets_together_are_the_state_and_each_is_small(count: int) -> None:
-    state = state_of([f"sensor-{number}" for number in range(count)])
+    state = state_of(count)
     buckets, values = buckets_of(state, state.sensor_ids, 1)
     assert all(len(value) < MAX_VALUE for value in values.values())
     assert sum(map(len, values.values())) * 4 > buckets * MAX_VALUE or buckets == 1
@@ -148,7 +160,7 @@ def test_all_buckets_together_are_the_state_and_each_is_small(count: int) -> Non
 
 
 def test_only_the_buckets_of_the_changed_sensors_are_written() -> None:
-    state = state_of([f"sensor-{number}" for number in range(100)])
+    state = state_of(100)
     _, every = buckets_of(state, state.sensor_ids, 16)
     buckets, values = buckets_of(state, ["sensor-7", "sensor-8", "one that is not in it"], 16)
     changed = {crc32(name) % 16 for name in (b"sensor-7", b"sensor-8", b"one that is not in it")}
@@ -157,7 +169,7 @@ def test_only_the_buckets_of_the_changed_sensors_are_written() -> None:
 
 
 def test_buckets_that_grew_too_large_are_all_written_anew() -> None:
-    state = state_of([f"sensor-{number}" for number in range(1_500)])
+    state = state_of(1_500)
     buckets, values = buckets_of(state, ["sensor-7"], 1)
     assert buckets == 4
     assert set(values) == set(range(4))
