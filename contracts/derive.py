@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import deltalake
 import msgspec
-import pandera.polars as pa
 import polars as pl
 
 from contracts.tables import (
@@ -21,6 +20,7 @@ from contracts.tables import (
     TABLES,
     Table,
 )
+from contracts.validation import pa
 from contracts.wire import Reading, Reason
 
 DIRECTORY = Path(__file__).parent.parent / "schemas"

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
-import pandera.polars as pa
 import polars as pl
-from pandera.api.polars.types import PolarsData
+
+from contracts.validation import PolarsData, pa
 
 SCHEMA_VERSION = 1
 """Version of the layouts below, stamped on every table; a reader refuses a newer one."""

@@ -12,7 +12,6 @@ from datetime import date, timedelta
 from uuid import uuid4
 
 import fsspec
-import pandera.errors
 import polars as pl
 import pyarrow as pa
 from botocore.exceptions import BotoCoreError
@@ -20,6 +19,7 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from contracts.tables import SCHEMA_VERSION, Table
+from contracts.validation import SchemaErrors
 from pipeline import settings as config
 from pipeline.errors import AccessDenied, Conflict, ContractBroken, NotSetUp, SchemaTooNew, Unreachable
 
@@ -222,7 +222,7 @@ def validated(frame: pl.DataFrame, definition: Table) -> pl.DataFrame:
     """The frame in its contract's column order, after every check on every value. Raises ContractBroken."""
     try:
         checked = definition.contract.validate(frame.select(definition.schema.names()), lazy=True)
-    except (pandera.errors.SchemaErrors, pl.exceptions.ColumnNotFoundError) as error:
+    except (SchemaErrors, pl.exceptions.ColumnNotFoundError) as error:
         raise ContractBroken(
             f"{len(frame)} rows break the contract of {definition.path} and were not committed: {error}",
             "This is a defect of the stage that writes the table, not of the data: report it with this message.",
