@@ -34,7 +34,7 @@ from contracts.wire import (
 )
 from pipeline import kafka
 from pipeline.errors import ContractBroken, HistoryMismatch, PipelineError, Unreachable
-from pipeline.lake import Lake
+from pipeline.lake import Lake, append, progress
 from pipeline.microbatch import unpack
 from pipeline.settings import Settings
 from pipeline.sink import Decode, Decoded, DeltaSink, Message, positions
@@ -167,21 +167,27 @@ class Flow:
 
 
 def check(settings: Settings, lake: Lake, flow: Flow) -> None:
-    """Do the table, the topic and the consumer group tell the same story? Creates the table where it is missing.
+    """Do the table, the topic and the consumer group tell the same story? Creates the table where it is missing, and
+    notes the topic's identity in it.
 
-    Raises HistoryMismatch where Kafka has less than the table (the topic was recreated), or the group has read what
-    the table does not have (the lake was wiped or restored). Messages that expired unread are logged.
+    Raises HistoryMismatch where the topic is another, or has less than the table (it was recreated), or the group
+    read what the table does not have (the lake was wiped or restored). Messages that expired unread are logged.
     """
     name, group = kafka.topic(settings, flow.topic), settings.group("bronze")
     ends, lows = kafka.end_offsets(settings, flow.topic), kafka.low_offsets(settings, flow.topic)
     read = kafka.committed(settings, group, flow.topic)
-    stored = positions(lake.ensure(flow.table), name, ends)
+    opened = lake.ensure(flow.table)
+    stored = positions(opened, name, ends)
+    identity = kafka.topic_id(settings, flow.topic)
+    table = lake.uri(flow.table.path)
+    another = identity is not None and progress(opened, f"{name}#{identity}") is None
     for partition, end in ends.items():
-        table, at = lake.uri(flow.table.path), stored.get(partition, 0)
-        if at > end:
+        at = stored.get(partition, 0)
+        if at > end or (at and another):
+            what = f"ends before {end}" if at > end else "is not the one that they came from"
             raise HistoryMismatch(
-                f"{table} holds {name}, partition {partition}, up to offset {at - 1}, but the topic ends before "
-                f"{end}: the topic was recreated.",
+                f"{table} holds {name}, partition {partition}, up to offset {at - 1}, but the topic {what}: the "
+                "topic was recreated.",
                 "The lake belongs to a topic that is gone. Start an empty lake with another PIPELINE_LAKE__URI, or "
                 "give the new topic another name with PIPELINE_KAFKA__TOPIC_PREFIX.",
             )
@@ -200,6 +206,8 @@ def check(settings: Settings, lake: Lake, flow: Flow) -> None:
                 at,
                 lows[partition] - 1,
             )
+    if another:  # the topic that the table remembers from now on
+        append(opened, flow.table, pl.DataFrame(schema=flow.table.schema), {f"{name}#{identity}": 0})
 
 
 def readings(messages: Sequence[Message], now: datetime) -> Decoded:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import quixstreams
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka import Message as KafkaMessage
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
 from quixstreams.kafka import ConnectionConfig, Consumer, Producer
@@ -252,6 +252,17 @@ def end_offsets(settings: Settings, name: str) -> dict[int, int]:
 def low_offsets(settings: Settings, name: str) -> dict[int, int]:
     """Low watermark of each partition: the oldest offset that is still kept."""
     return _offsets(settings, name, OffsetSpec.earliest())
+
+
+def topic_id(settings: Settings, name: str) -> str | None:
+    """Identity of the topic, another one when it is made anew under the same name; None where the broker has none."""
+    full_name = topic(settings, name)
+    admin = _admin(settings)  # has to live until it has answered
+    with translated(settings, f"describe {full_name}"):
+        asked = admin.describe_topics(TopicCollection([full_name]), request_timeout=settings.kafka.timeout_s)
+        identity = asked[full_name].result().topic_id
+    known = identity.get_most_significant_bits() or identity.get_least_significant_bits()
+    return str(identity) if known else None
 
 
 def committed(settings: Settings, group: str, name: str) -> dict[int, int]:
