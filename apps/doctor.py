@@ -20,6 +20,7 @@ from pipeline import kafka
 from pipeline.errors import NotSetUp, PipelineError
 from pipeline.lake import Lake, schema_version
 from pipeline.settings import Settings
+from pipeline.stage import retrying
 from pipeline.warehouse import Warehouse
 
 Mark = Literal["ok", "absent", "wrong"]
@@ -30,6 +31,9 @@ GROUPS = {
     "bronze": (kafka.READINGS, kafka.DEAD_LETTERS, kafka.ANOMALIES),
 }
 """Which topics each consumer group reads."""
+
+_COORDINATOR_S = 3.0
+"""A broker that has just started needs a moment until it knows who coordinates a group."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +114,9 @@ def _group(settings: Settings, stage: str, name: str) -> Check:
     """Has the group begun, and does Kafka still have what it has yet to read?"""
     group, topic = settings.group(stage), kafka.topic(settings, name)
     what = f"consumer group {group} on {topic}"
+    patient = settings.model_copy(update={"retry_s": _COORDINATOR_S})
     try:
-        done = kafka.committed(settings, group, name)
+        done = retrying(patient, f"read {group}", lambda: kafka.committed(settings, group, name))
         low, end = kafka.low_offsets(settings, name), kafka.end_offsets(settings, name)
     except PipelineError as error:
         return Check(what, "wrong", error.what, error.todo)

@@ -31,7 +31,7 @@ from contracts.tables import (
 )
 from pipeline import books, changefeed, kafka
 from pipeline.books import Books, Entry
-from pipeline.errors import HistoryMismatch, PipelineError
+from pipeline.errors import HistoryMismatch, PipelineError, TransientError
 from pipeline.lake import Lake, progress, translated
 from pipeline.settings import Settings
 from pipeline.sink import positions
@@ -236,7 +236,8 @@ class _Audit:
     def _await(self, look: Callable[[], tuple[T, bool]]) -> tuple[T, bool]:
         """Look, again until it is complete or the time is over: what was seen last, and whether it is complete."""
         looking = tenacity.Retrying(
-            retry=tenacity.retry_if_result(lambda seen: not seen[1]),
+            retry=tenacity.retry_if_exception_type(TransientError)
+            | tenacity.retry_if_result(lambda seen: not seen[1]),
             stop=tenacity.stop_after_delay(max(0.0, self._deadline - time.monotonic())),
             wait=tenacity.wait_fixed(_LOOK_EVERY_S),
             retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
