@@ -347,6 +347,8 @@ def test_another_sinks_failure_empties_this_ones_buffer(lake: Lake, opened: Call
     sink = opened()
     feed(sink, 0, 1, 2)
     sink.on_paused()
+    sink.flush()
+    assert rows(lake) == []
     feed(sink, 0, 1, 2)
     sink.flush()
     assert rows(lake) == whole((0, 1), (0, 2))
