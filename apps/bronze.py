@@ -32,7 +32,7 @@ from contracts.wire import (
     DLQ_VERSION,
     Anomaly,
 )
-from pipeline import kafka
+from pipeline import kafka, kafka_errors, offsets
 from pipeline.errors import ContractBroken, HistoryMismatch, PipelineError, Unreachable
 from pipeline.lake import Lake, append, progress
 from pipeline.microbatch import unpack
@@ -137,7 +137,7 @@ class _Backlog:
     def __init__(self, settings: Settings, lake: Lake) -> None:
         self._settings = settings
         self._lake = lake
-        self._ends = {flow: kafka.end_offsets(settings, flow.topic) for flow in FLOWS}
+        self._ends = {flow: offsets.end_offsets(settings, flow.topic) for flow in FLOWS}
 
     def drained(self) -> bool:
         """Whether nothing of it is left. Raises TransientErrors when trying for `retry_s` did not help."""
@@ -146,7 +146,7 @@ class _Backlog:
     def _drained(self) -> bool:
         for flow, ends in list(self._ends.items()):
             at = positions(self._lake.open(flow.table), kafka.topic(self._settings, flow.topic), ends)
-            if not kafka.drained(self._settings, flow.topic, at, ends):
+            if not offsets.drained(self._settings, flow.topic, at, ends):
                 return False
             del self._ends[flow]
         return True
@@ -174,8 +174,8 @@ def check(settings: Settings, lake: Lake, flow: Flow) -> None:
     read what the table does not have (the lake was wiped or restored). Messages that expired unread are logged.
     """
     name, group = kafka.topic(settings, flow.topic), settings.group("bronze")
-    ends, lows = kafka.end_offsets(settings, flow.topic), kafka.low_offsets(settings, flow.topic)
-    read = kafka.committed(settings, group, flow.topic)
+    ends, lows = offsets.end_offsets(settings, flow.topic), offsets.low_offsets(settings, flow.topic)
+    read = offsets.committed(settings, group, flow.topic)
     opened = lake.ensure(flow.table)
     stored = positions(opened, name, ends)
     identity = kafka.topic_id(settings, flow.topic)
@@ -336,7 +336,7 @@ _statistics = msgspec.json.Decoder(_Statistics)
 @contextmanager
 def _translated(settings: Settings) -> Iterator[None]:
     """Turn what Quix raises into an error of ours."""
-    with kafka.translated(settings, "consume"):
+    with kafka_errors.translated(settings, "consume"):
         try:
             yield
         except BaseKafkaException as error:

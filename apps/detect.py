@@ -18,7 +18,7 @@ from quixstreams.models.serializers import Serializer
 from contracts.registry import Registry, load_registry
 from contracts.tables import WINDOW
 from contracts.wire import UTC_MICROSECONDS, Anomaly
-from pipeline import kafka, metrics, stream
+from pipeline import kafka, metrics, offsets, stream
 from pipeline.errors import ContractBroken
 from pipeline.microbatch import unpack
 from pipeline.refine import IDENTITY, Refined, State, refine
@@ -45,7 +45,7 @@ def run(settings: Settings, *, until_caught_up: bool = False) -> None:
     registry = load_registry(settings.registry)
     with running("detect", settings) as stage:
         retrying(settings, "find the topics", lambda: kafka.require_topics(settings, kafka.READINGS, kafka.ANOMALIES))
-        goal = retrying(settings, "find the topic's end", lambda: kafka.end_offsets(settings, kafka.READINGS))
+        goal = retrying(settings, "find the topic's end", lambda: offsets.end_offsets(settings, kafka.READINGS))
 
         def done() -> bool:
             return until_caught_up and retrying(settings, "see how far detect is", lambda: _caught_up(settings, goal))
@@ -155,5 +155,5 @@ class _AnomalySerializer(Serializer):  # type: ignore[misc]  # Quix has no types
 
 
 def _caught_up(settings: Settings, goal: dict[int, int]) -> bool:
-    done = kafka.committed(settings, settings.group("detect"), kafka.READINGS)
-    return kafka.drained(settings, kafka.READINGS, done, goal)
+    done = offsets.committed(settings, settings.group("detect"), kafka.READINGS)
+    return offsets.drained(settings, kafka.READINGS, done, goal)

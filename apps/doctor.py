@@ -16,7 +16,7 @@ from rich.text import Text
 from contracts.derive import FACTS, SCHEMA, Fact
 from contracts.registry import RegistryError, load_registry
 from contracts.tables import TABLES, Table
-from pipeline import kafka
+from pipeline import kafka, offsets
 from pipeline.errors import NotSetUp, PipelineError
 from pipeline.lake import Lake, schema_version
 from pipeline.settings import Settings
@@ -116,8 +116,8 @@ def _group(settings: Settings, stage: str, name: str) -> Check:
     what = f"consumer group {group} on {topic}"
     patient = settings.model_copy(update={"retry_s": _COORDINATOR_S})
     try:
-        done = retrying(patient, f"read {group}", lambda: kafka.committed(settings, group, name))
-        low, end = kafka.low_offsets(settings, name), kafka.end_offsets(settings, name)
+        done = retrying(patient, f"read {group}", lambda: offsets.committed(settings, group, name))
+        low, end = offsets.low_offsets(settings, name), offsets.end_offsets(settings, name)
     except PipelineError as error:
         return Check(what, "wrong", error.what, error.todo)
     if not done:

@@ -20,7 +20,7 @@ from quixstreams.kafka.exceptions import KafkaBrokerUnavailableError
 
 from contracts.registry import RegistryError, load_registry
 from contracts.wire import LABEL_HEADER, DeadLetterHeader
-from pipeline import __version__, kafka, metrics
+from pipeline import __version__, kafka, kafka_errors, metrics, offsets
 from pipeline.decode import Dead, RawMessages, decode
 from pipeline.errors import BadInput, TransientError, Unreachable
 from pipeline.microbatch import MicroBatch, pack
@@ -47,7 +47,7 @@ def run(settings: Settings, *, until_caught_up: bool = False) -> None:
         partitions = retrying(settings, "find the topics", lambda: kafka.require_topics(settings, *topics))
         targets = None
         if until_caught_up:
-            targets = retrying(settings, "see what is there", lambda: kafka.end_offsets(settings, kafka.RAW))
+            targets = retrying(settings, "see what is there", lambda: offsets.end_offsets(settings, kafka.RAW))
         work = _Work(settings, stage, sensor_types, partitions, targets)
         gc.freeze()  # what stays is not looked through again for each 20,000 new messages: a quarter of the CPU time
         while not retrying(settings, f"work off {kafka.RAW}", work.until_trouble):
@@ -112,7 +112,7 @@ class _Work:
         sink: Producer,
     ) -> None:
         settings = self.settings
-        with kafka.translated(settings, "commit a transaction"), _aborting(sink, settings.kafka.timeout_s):
+        with kafka_errors.translated(settings, "commit a transaction"), _aborting(sink, settings.kafka.timeout_s):
             sink.begin_transaction()
             readings = kafka.topic(settings, kafka.READINGS)
             for batch in batches:
@@ -136,8 +136,8 @@ class _Work:
             return True
         if not idle:
             return False
-        committed = kafka.committed(self.settings, self.settings.group(STAGE), kafka.RAW)
-        return kafka.drained(self.settings, kafka.RAW, committed, self.targets)
+        committed = offsets.committed(self.settings, self.settings.group(STAGE), kafka.RAW)
+        return offsets.drained(self.settings, kafka.RAW, committed, self.targets)
 
 
 class _Source:
@@ -162,7 +162,7 @@ class _Source:
         read again from the committed offsets by whoever has the partitions.
         """
         ingest = self._settings.ingest
-        with kafka.translated(self._settings, f"read {kafka.RAW}"):
+        with kafka_errors.translated(self._settings, f"read {kafka.RAW}"):
             messages: list[Message] = self._consumer.consume(ingest.max_messages, ingest.linger_s)
             if self._moved:
                 self._moved = False
@@ -196,7 +196,7 @@ class _Source:
 def _clients(settings: Settings) -> Iterator[tuple[_Source, Producer]]:
     """A consumer in the group, and a transactional producer that has fenced its predecessor."""
     sink = kafka.producer(settings, **kafka.transactional(settings, STAGE))
-    with kafka.translated(settings, "open the transactional producer"):
+    with kafka_errors.translated(settings, "open the transactional producer"):
         sink.poll(0)  # connects: initialises the transactions, which ends those of a predecessor
     source = _Source(settings)
     try:

@@ -6,12 +6,13 @@ What cannot be told is NaN, never zero and never yesterday's figure; the process
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 
 from deltalake import DeltaTable
 from prometheus_client import Gauge
 
+from contracts.derive import FACTS
 from contracts.tables import (
     BRONZE_ANOMALIES,
     BRONZE_DEAD_LETTERS,
@@ -20,12 +21,13 @@ from contracts.tables import (
     SILVER_READINGS,
     Table,
 )
-from pipeline import kafka, metrics
+from pipeline import kafka, metrics, offsets
 from pipeline.errors import PipelineError
 from pipeline.lake import Lake, progress, translated
 from pipeline.settings import Settings
 from pipeline.sink import positions
 from pipeline.stage import poll, running
+from pipeline.warehouse import Warehouse
 
 LAYERS: Mapping[str, tuple[Table, str]] = {
     "bronze": (BRONZE_READINGS, "timestamp"),
@@ -55,13 +57,13 @@ log = logging.getLogger(__name__)
 def run(settings: Settings, *, until_caught_up: bool = False) -> None:
     """Measure every interval until stopped, or once."""
     with running("monitor", settings) as stage:
-        monitor = Monitor(settings)
+        with closing(Monitor(settings)) as monitor:
 
-        def cycle() -> int:
-            monitor.measure(datetime.now(UTC))
-            return 0
+            def cycle() -> int:
+                monitor.measure(datetime.now(UTC))
+                return 0
 
-        poll(stage, settings.monitor.interval_s, cycle, until_caught_up)
+            poll(stage, settings.monitor.interval_s, cycle, until_caught_up)
 
 
 class Monitor:
@@ -70,7 +72,12 @@ class Monitor:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._lake = Lake(settings.lake)
+        self._warehouse = Warehouse(settings.warehouse)
         self._failing: set[str] = set()
+
+    def close(self) -> None:
+        """Let go of the warehouse."""
+        self._warehouse.close()
 
     def measure(self, now: datetime) -> None:
         """One round."""
@@ -86,6 +93,11 @@ class Monitor:
             with self._asking(f"lag of {stage}", lag):
                 covered = progress(self._lake.open(table), app_id) or 0
                 lag.set(self._lake.open(source).version() - covered)
+        lag = metrics.LAG.labels(stage="load", partition="all")
+        with self._asking("lag of load", lag):
+            gold, shown = self._lake.open(GOLD_SENSOR_5MIN), self._warehouse.loaded(FACTS[0])
+            same = shown is not None and shown.table_id == str(gold.metadata().id)
+            lag.set(gold.version() - shown.version if same and shown is not None else gold.version())
         for stage, topic in STREAMS.items():
             self._lag(stage, lambda topic=topic, stage=stage: self._left(topic, self._committed(stage, topic)))  # type: ignore[misc]
         self._lag("bronze", self._left_of_bronze)
@@ -93,24 +105,24 @@ class Monitor:
     def _lag(self, stage: str, left: Callable[[], Mapping[int, int]]) -> None:
         gauges = [metrics.LAG.labels(stage=stage, partition=str(p)) for p in range(self._settings.kafka.partitions)]
         with self._asking(f"lag of {stage}", *gauges):
-            for partition, offsets in left().items():
-                metrics.LAG.labels(stage=stage, partition=str(partition)).set(offsets)
+            for partition, messages in left().items():
+                metrics.LAG.labels(stage=stage, partition=str(partition)).set(messages)
 
     def _committed(self, stage: str, topic: str) -> dict[int, int]:
-        return kafka.committed(self._settings, self._settings.group(stage), topic)
+        return offsets.committed(self._settings, self._settings.group(stage), topic)
 
     def _left(self, topic: str, at: Mapping[int, int]) -> dict[int, int]:
         """Offsets from a position (absent: the oldest message) to the end, by partition."""
-        low, end = kafka.low_offsets(self._settings, topic), kafka.end_offsets(self._settings, topic)
+        low, end = offsets.low_offsets(self._settings, topic), offsets.end_offsets(self._settings, topic)
         return {partition: end[partition] - max(at.get(partition, 0), low[partition]) for partition in end}
 
     def _left_of_bronze(self) -> dict[int, int]:
         left: dict[int, int] = {}
         for topic, table in SINKS.items():
-            ends = kafka.end_offsets(self._settings, topic)
+            ends = offsets.end_offsets(self._settings, topic)
             at = positions(self._lake.open(table), kafka.topic(self._settings, topic), ends)
-            for partition, offsets in self._left(topic, at).items():
-                left[partition] = left.get(partition, 0) + offsets
+            for partition, messages in self._left(topic, at).items():
+                left[partition] = left.get(partition, 0) + messages
         return left
 
     @contextmanager

@@ -29,7 +29,7 @@ from contracts.tables import (
     Rule,
     Table,
 )
-from pipeline import books, changefeed, kafka
+from pipeline import books, changefeed, kafka, offsets
 from pipeline.books import Books, Entry
 from pipeline.errors import HistoryMismatch, PipelineError, TransientError
 from pipeline.lake import Lake, progress, translated
@@ -84,17 +84,17 @@ class _Audit:
     def raw(self) -> Entry:
         """(1) the end of the topic, (2) what ingest has committed, (3) what it wrote by then, (4) Bronze has that."""
         settings, step = self._settings, STEPS[0]
-        goal = kafka.end_offsets(settings, kafka.RAW)
+        goal = offsets.end_offsets(settings, kafka.RAW)
 
         def ingested() -> tuple[dict[int, int], bool]:
-            done = kafka.committed(settings, settings.group("ingest"), kafka.RAW)
-            return done, kafka.drained(settings, kafka.RAW, done, goal)
+            done = offsets.committed(settings, settings.group("ingest"), kafka.RAW)
+            return done, offsets.drained(settings, kafka.RAW, done, goal)
 
         cut, complete = self._await(ingested)
         unread = 0 if complete else _behind(cut, goal)
         tables = {}
         for topic, table in ((kafka.READINGS, BRONZE_READINGS), (kafka.DEAD_LETTERS, BRONZE_DEAD_LETTERS)):
-            written = kafka.end_offsets(settings, topic)
+            written = offsets.end_offsets(settings, topic)
             opened, at, complete = self._kept(topic, table, written)
             if not complete:
                 left = _behind(at, written)
@@ -103,15 +103,15 @@ class _Audit:
             tables[table] = opened
         readings, dead = (_collect(pl.scan_delta(opened).select(books.RAW_KEY)) for opened in tables.values())
         placed = pl.concat([readings, dead])
-        low = kafka.low_offsets(settings, kafka.RAW)
+        low = offsets.low_offsets(settings, kafka.RAW)
         first = dict(placed.group_by("raw_partition").agg(pl.col("raw_offset").min()).iter_rows())
         holes = books.holes(placed, {p: min(offset, first.get(p, offset)) for p, offset in low.items()}, cut)
         entry = books.raw_against_bronze(
             readings,
             dead,
             cut=cut,
-            ends=kafka.end_offsets(settings, kafka.RAW),
-            missing=kafka.count_messages(settings, kafka.RAW, _clip(holes, above=low)),
+            ends=offsets.end_offsets(settings, kafka.RAW),
+            missing=offsets.count_messages(settings, kafka.RAW, _clip(holes, above=low)),
             expired={p: spans for p, spans in _clip(holes, below=low).items() if spans},
         )
         return replace(entry, in_flight=unread)
@@ -122,7 +122,7 @@ class _Audit:
         def kept() -> tuple[tuple[DeltaTable, dict[int, int]], bool]:
             opened = self._lake.open(table)
             at = positions(opened, kafka.topic(settings, topic), goal)
-            return (opened, at), kafka.drained(settings, topic, at, goal)
+            return (opened, at), offsets.drained(settings, topic, at, goal)
 
         (opened, at), complete = self._await(kept)
         return opened, at, complete

@@ -21,7 +21,7 @@ import numpy as np
 from confluent_kafka import KafkaError, KafkaException
 
 from contracts.wire import LABEL_HEADER
-from pipeline import fleet, kafka, logs, metrics, replay
+from pipeline import fleet, kafka, kafka_errors, logs, metrics, replay
 from pipeline.errors import BadInput
 from pipeline.fleet import Batch
 from pipeline.manifest import Manifest
@@ -277,7 +277,7 @@ class _Outbox:
     def raise_undelivered(self) -> None:
         """Raise what the first delivery error stands for, if there was one."""
         doing = f"deliver {self._books.undelivered} of {self._books.sent} messages to {self.topic}"
-        with kafka.translated(self._settings, doing):
+        with kafka_errors.translated(self._settings, doing):
             if self.failed:
                 raise KafkaException(self.failed)
 

@@ -1,30 +1,21 @@
-"""Kafka at the edge: connection, clients, the table of topics, offsets.
+"""Kafka at the edge: connection, clients, the table of topics.
 
 Nothing here knows what the messages mean.
 """
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import quixstreams
-from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
-from confluent_kafka import Message as KafkaMessage
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 from quixstreams.kafka import ConnectionConfig, Consumer, Producer
 
-from pipeline.errors import (
-    AccessDenied,
-    Conflict,
-    HistoryMismatch,
-    NotSetUp,
-    PipelineError,
-    TerminalError,
-    Unreachable,
-)
+from pipeline.errors import HistoryMismatch, NotSetUp, TerminalError
+from pipeline.kafka_errors import translated
 from pipeline.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -191,7 +182,7 @@ def create_topics(settings: Settings) -> list[str]:
     the producer's time, and what `translated` says.
     """
     with translated(settings, "create the topics"):
-        admin = _admin(settings)
+        admin = admin_client(settings)
         existing = _partition_counts(settings, admin)
         missing = [each for each in TOPICS if topic(settings, each.name) not in existing]
         there = [each for each in TOPICS if each not in missing]
@@ -227,7 +218,7 @@ def check_topics(settings: Settings, *names: str) -> None:
     """Raise as `require_topics` does, and TerminalError where a topic keeps the producer's time."""
     require_topics(settings, *names)
     with translated(settings, "read the topics' configuration"):
-        _check_times(settings, _admin(settings), [topic(settings, name) for name in names])
+        _check_times(settings, admin_client(settings), [topic(settings, name) for name in names])
 
 
 def check(settings: Settings) -> dict[str, int]:
@@ -244,20 +235,10 @@ def check(settings: Settings) -> dict[str, int]:
             admin.poll(0)  # hands over the errors: a refused login shows only there
 
 
-def end_offsets(settings: Settings, name: str) -> dict[int, int]:
-    """High watermark of each partition: the offset that the next message gets."""
-    return _offsets(settings, name, OffsetSpec.latest())
-
-
-def low_offsets(settings: Settings, name: str) -> dict[int, int]:
-    """Low watermark of each partition: the oldest offset that is still kept."""
-    return _offsets(settings, name, OffsetSpec.earliest())
-
-
 def topic_id(settings: Settings, name: str) -> str | None:
     """Identity of the topic, another one when it is made anew under the same name; None where the broker has none."""
     full_name = topic(settings, name)
-    admin = _admin(settings)  # has to live until it has answered
+    admin = admin_client(settings)
     with translated(settings, f"describe {full_name}"):
         asked = admin.describe_topics(TopicCollection([full_name]), request_timeout=settings.kafka.timeout_s)
         identity = asked[full_name].result().topic_id
@@ -265,80 +246,8 @@ def topic_id(settings: Settings, name: str) -> str | None:
     return str(identity) if known else None
 
 
-def committed(settings: Settings, group: str, name: str) -> dict[int, int]:
-    """Committed offset (the next one to read) of each partition that has one. `group` is the full name."""
-    partitions = range(require_topics(settings, name)[name])
-    with translated(settings, f"read the offsets of group {group}"), consumer(settings, group) as reader:
-        asked = [TopicPartition(topic(settings, name), partition) for partition in partitions]
-        answers = reader.committed(asked, timeout=settings.kafka.timeout_s)
-        _raise_first(answers)
-    return {answer.partition: answer.offset for answer in answers if answer.offset >= 0}
-
-
-def drained(settings: Settings, name: str, positions: Mapping[int, int], targets: Mapping[int, int]) -> bool:
-    """Whether no committed message is left in [position, target) of any partition.
-
-    A position that is missing stands for the oldest message. Transactions leave gaps in the offsets, so only a look
-    can tell. While a transaction that began before a target is open, the answer is False.
-    """
-    return not any(
-        True for _ in _messages(settings, name, {p: (positions.get(p, 0), end) for p, end in targets.items()}, 1)
-    )
-
-
-def count_messages(
-    settings: Settings, name: str, ranges: Mapping[int, Iterable[tuple[int, int]]]
-) -> dict[int, list[int]]:
-    """Offsets of the committed messages inside these half-open ranges, by partition, ascending."""
-    found: dict[int, list[int]] = {partition: [] for partition in ranges}
-    rounds = [list(each) for each in ranges.values()]
-    for turn in range(max(map(len, rounds), default=0)):
-        spans = {partition: each[turn] for partition, each in zip(ranges, rounds, strict=True) if turn < len(each)}
-        for partition, offset in _messages(settings, name, spans, 10_000):
-            if offset is not None:
-                found[partition].append(offset)
-    return {partition: sorted(offsets) for partition, offsets in found.items()}
-
-
-def _messages(
-    settings: Settings, name: str, spans: Mapping[int, tuple[int, int]], at_once: int
-) -> Iterator[tuple[int, int | None]]:
-    """(partition, offset) of the committed messages in the half-open spans; offset None where an open transaction
-    hides the rest of a span. Reads with a consumer of its own, in no group."""
-    full_name = topic(settings, name)
-    left = {partition: end for partition, (start, end) in spans.items() if start < end}
-    if not left:
-        return
-    extra = {"enable.partition.eof": True, "queued.min.messages": at_once, "fetch.wait.max.ms": 50}
-    with (
-        translated(settings, f"read {full_name}"),
-        consumer(settings, settings.group("look"), **extra) as reader,
-    ):
-        reader.assign([TopicPartition(full_name, partition, spans[partition][0]) for partition in left])
-        heard = time.monotonic()
-        while left:
-            messages = reader.consume(at_once, 0.05)
-            if messages:
-                heard = time.monotonic()
-            elif time.monotonic() - heard > settings.kafka.timeout_s:
-                raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "no answer to a fetch"))
-            for message in messages:
-                partition, offset = message.partition(), message.offset()
-                error = message.error()
-                if error is not None and error.code() != KafkaError._PARTITION_EOF:
-                    raise KafkaException(error)
-                if partition not in left:
-                    continue
-                if error is None and offset < left[partition]:
-                    yield partition, offset
-                elif error is not None and offset < left[partition]:
-                    del left[partition]
-                    yield partition, None
-                else:
-                    del left[partition]
-
-
-def _admin(settings: Settings) -> AdminClient:
+def admin_client(settings: Settings) -> AdminClient:
+    """A client that asks the brokers. To be held while an answer is awaited: it never comes otherwise."""
     return AdminClient({**client(settings), "error_cb": _on_error}, logger=log)
 
 
@@ -407,114 +316,3 @@ def _check_times(settings: Settings, admin: AdminClient, names: Sequence[str]) -
                 "deleted by retention before they are read.",
                 f"kafka-configs.sh --alter --topic {name.name} --add-config message.timestamp.type=LogAppendTime",
             )
-
-
-def _offsets(settings: Settings, name: str, spec: OffsetSpec) -> dict[int, int]:
-    partitions = range(require_topics(settings, name)[name])
-    with translated(settings, f"read the offsets of {topic(settings, name)}"):
-        asked = {TopicPartition(topic(settings, name), partition): spec for partition in partitions}
-        admin = _admin(settings)  # kept: the answers never come when it is collected before them
-        admin.list_topics(timeout=settings.kafka.timeout_s)  # without it the next call stalls for 3 s now and then
-        answers = admin.list_offsets(asked, request_timeout=settings.kafka.timeout_s)
-        return {place.partition: answer.result().offset for place, answer in answers.items()}
-
-
-def _raise_first(answers: Iterable[TopicPartition]) -> None:
-    for answer in answers:
-        if answer.error is not None:
-            raise KafkaException(answer.error)
-
-
-def raise_error(message: KafkaMessage) -> None:
-    """Raise the error that a consumed message stands for, if it does. To be called inside `translated`."""
-    if message.error() is not None:
-        raise KafkaException(message.error())
-
-
-_DENIED = {
-    KafkaError._AUTHENTICATION,
-    KafkaError.SASL_AUTHENTICATION_FAILED,
-    KafkaError.TOPIC_AUTHORIZATION_FAILED,
-    KafkaError.GROUP_AUTHORIZATION_FAILED,
-    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
-    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
-}
-_MISSING = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION}
-_SILENT = {
-    KafkaError._TIMED_OUT,
-    KafkaError._TIMED_OUT_QUEUE,
-    KafkaError._MSG_TIMED_OUT,
-    KafkaError._TRANSPORT,
-    KafkaError._ALL_BROKERS_DOWN,
-    KafkaError._RESOLVE,
-    KafkaError._WAIT_COORD,
-}
-_MOVING = {
-    KafkaError.BROKER_NOT_AVAILABLE,
-    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-    KafkaError.COORDINATOR_NOT_AVAILABLE,
-    KafkaError.LEADER_NOT_AVAILABLE,
-    KafkaError.NETWORK_EXCEPTION,
-    KafkaError.NOT_COORDINATOR,
-    KafkaError.NOT_LEADER_FOR_PARTITION,
-    KafkaError.OFFSET_NOT_AVAILABLE,
-    KafkaError.REPLICA_NOT_AVAILABLE,
-    KafkaError.REQUEST_TIMED_OUT,
-}
-"""Brokers that start, stop or hand over: soon another one answers."""
-_FENCED = {
-    KafkaError._FENCED,
-    KafkaError.PRODUCER_FENCED,
-    KafkaError.INVALID_PRODUCER_EPOCH,
-    KafkaError.INVALID_PRODUCER_ID_MAPPING,
-    KafkaError.UNKNOWN_MEMBER_ID,
-    KafkaError.ILLEGAL_GENERATION,
-    KafkaError.REBALANCE_IN_PROGRESS,
-    KafkaError.CONCURRENT_TRANSACTIONS,
-    KafkaError._ASSIGNMENT_LOST,
-    KafkaError._MAX_POLL_EXCEEDED,
-}
-
-
-@contextmanager
-def translated(settings: Settings, doing: str, seen: Sequence[KafkaError] = ()) -> Iterator[None]:
-    """Turn what the client raises into an error of ours that says what was tried, and where.
-
-    `seen` are errors that the client reported beside: of them a refused login says more than the time-out after it.
-    """
-    try:
-        yield
-    except KafkaException as raised:
-        refused = next((error for error in seen if error.code() in _DENIED), None)
-        raise _translate(settings, doing, refused or raised.args[0]) from raised
-
-
-def _translate(settings: Settings, doing: str, error: KafkaError) -> PipelineError:
-    where, code = f"Kafka at {settings.kafka.bootstrap_servers}", error.code()
-    if code in _DENIED:
-        return AccessDenied(
-            f"{where} refused to {doing}: {error.str()}",
-            "Check PIPELINE_KAFKA__USERNAME, PIPELINE_KAFKA__PASSWORD, the mechanism and the ACLs.",
-        )
-    if code in _MISSING:
-        return NotSetUp(
-            f"{where} could not {doing}: {error.str()}", "Create the topics with `pipeline topics create`."
-        )
-    if "group.instance.id" in error.str():
-        return TerminalError(
-            f"{where}: another process of the same stage took the place of this one: {error.str()}",
-            "Run one process for each instance name; further ones need PIPELINE_KAFKA__INSTANCE set to another.",
-        )
-    if code in _FENCED or error.txn_requires_abort():
-        return Conflict(f"{where}: could not {doing}, another instance took over: {error.str()}")
-    if code in _SILENT or error.retriable():
-        return Unreachable(
-            f"{where} did not answer in {settings.kafka.timeout_s:g} s: could not {doing}: {error.str()}",
-            "Is the broker up? Check PIPELINE_KAFKA__BOOTSTRAP_SERVERS; `pipeline doctor` tests it.",
-        )
-    if code in _MOVING:
-        return Unreachable(
-            f"{where} is not ready: could not {doing}: {error.str()}",
-            "Its brokers start, stop or hand over: try again.",
-        )
-    return TerminalError(f"{where}: could not {doing}: {error.str()} ({error.name()})")

@@ -11,7 +11,7 @@ from confluent_kafka import KafkaException
 from quixstreams.exceptions import PartitionAssignmentError
 from quixstreams.kafka.exceptions import BaseKafkaException, KafkaBrokerUnavailableError
 
-from pipeline import kafka
+from pipeline import kafka_errors
 from pipeline.errors import PipelineError, Unreachable
 from pipeline.settings import Settings
 from pipeline.stage import Stage
@@ -62,7 +62,7 @@ def run(app: quixstreams.Application, settings: Settings, stage: Stage, done: Ca
 
 @contextmanager
 def _translated(settings: Settings) -> Iterator[None]:
-    with kafka.translated(settings, "consume"):
+    with kafka_errors.translated(settings, "consume"):
         try:
             yield
         except BaseKafkaException as error:

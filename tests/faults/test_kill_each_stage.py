@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import kafka
+from pipeline import kafka, offsets
 from pipeline.settings import Bronze, Ingest, Job, Settings
 from tests.processes import all_ended, books, spawn, succeed, until
 
@@ -51,7 +51,7 @@ def test_a_hard_kill_of_each_stage_in_turn_leaves_the_books_balanced(
         )  # fmt: skip
 
         def sent() -> int:
-            return sum(kafka.end_offsets(settings, kafka.topic(settings, kafka.RAW)).values())
+            return sum(offsets.end_offsets(settings, kafka.topic(settings, kafka.RAW)).values())
 
         for number, stage in enumerate(STAGES):
             threshold = EVENTS * (0.15 + 0.12 * number)

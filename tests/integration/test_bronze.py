@@ -22,7 +22,7 @@ from apps import bronze
 from apps.local import ObjectStore
 from contracts.tables import BRONZE_READINGS
 from contracts.wire import Anomaly
-from pipeline import kafka
+from pipeline import kafka, offsets
 from pipeline import settings as config
 from pipeline.decode import READING_SCHEMA
 from pipeline.errors import AccessDenied, HistoryMismatch, NotSetUp, PipelineError, Unreachable
@@ -246,7 +246,7 @@ def test_sigterm_commits_what_was_read_and_ends_in_0(ready: Settings, tmp_path: 
     assert process.wait(20) == 0, (tmp_path / "log").read_text()
     assert "Traceback" not in (tmp_path / "log").read_text()
     table = Lake(settings.lake).open(BRONZE_READINGS)
-    read = kafka.committed(settings, settings.group("bronze"), READINGS)
+    read = offsets.committed(settings, settings.group("bronze"), READINGS)
     assert read == positions(table, kafka.topic(settings, READINGS), range(4))
     bronze.run(settings, until_caught_up=True)
     assert raw_offsets(settings) == list(range(500))

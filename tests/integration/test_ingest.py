@@ -6,12 +6,14 @@ import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from apps import ingest
 from pipeline import kafka as broker
@@ -25,6 +27,8 @@ from tests.services import unique
 pytestmark = pytest.mark.kafka
 
 PARTITIONS = 4
+START_S = 150.0
+"""A process is up within 3 s, on a machine that has nothing else to do."""
 NOW = datetime.now(UTC)
 
 
@@ -60,7 +64,7 @@ def reading(number: int) -> bytes:
             "sensor_id": f"sensor-{number % 50}",
             "sensor_type": "temperature",
             "location": "hall",
-            "timestamp": (NOW - timedelta(minutes=20) + timedelta(milliseconds=20 * number)).isoformat(),
+            "timestamp": (NOW - timedelta(minutes=20) + timedelta(milliseconds=20 * number % 1_200_000)).isoformat(),
             "value": number / 7,
             "unit": "degC",
         }
@@ -97,16 +101,19 @@ def read(settings: Settings, name: str) -> list[Message]:
             "enable.partition.eof": True,
         }
     )
-    consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in range(PARTITIONS)])
+    places = [TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in range(PARTITIONS)]
+    ends = {place.partition: consumer.get_watermark_offsets(place, timeout=20)[1] for place in places}
+    consumer.assign(places)
     found: list[Message] = []
-    ended = 0
-    while ended < PARTITIONS:
+    while ends:
         for message in consumer.consume(1000, 0.2):
             if message.error() is None:
                 found.append(message)
-            else:
-                assert message.error().code() == KafkaError._PARTITION_EOF
-                ended += 1
+                continue
+            assert message.error().code() == KafkaError._PARTITION_EOF
+            # A commit is answered before its markers are written: until then this is not yet the end.
+            if message.offset() >= ends.get(message.partition(), 0):
+                ends.pop(message.partition(), None)
     consumer.close()
     return found
 
@@ -131,10 +138,9 @@ def assert_exactly_once(settings: Settings) -> None:
         place = (message.partition(), message.offset())
         (good if message.value().endswith(b"}") else bad).add(place)
     readings, dead = places(settings)
-    assert set(readings) == good
-    assert set(dead) == bad
-    assert set(readings.values()) <= {1}
-    assert set(dead.values()) <= {1}
+    assert sorted(set(readings) ^ good) == []
+    assert sorted(set(dead) ^ bad) == []
+    assert [place for place, count in (readings + dead).items() if count > 1] == []
 
 
 @pytest.fixture
@@ -274,93 +280,93 @@ def test_a_broker_that_does_not_answer_ends_it_in_bounded_time(settings: Setting
         ingest.run(settings.model_copy(update={"kafka": nowhere, "retry_s": 1.0}))
 
 
+@contextmanager
+def feeding(settings: Settings) -> Iterator[None]:
+    """Messages come in all the time."""
+    stop = threading.Event()
+
+    def feed() -> None:
+        first = 0
+        while not stop.wait(0.05):
+            produce(settings, range(first, first + 500))
+            first += 500
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        feeder.join()
+
+
 @pytest.mark.slow
-def test_killed_in_the_middle_and_started_again_nothing_is_lost_or_twice(settings: Settings, processes: Any) -> None:
-    total = 60_000
-    produce(settings, range(total))
-    often = small_batches(settings, 500)
-    for part in (0.1, 0.4, 0.7):
-        process = processes(often)
-        until(lambda: committed(settings) > part * total, "progress", 60)  # noqa: B023 - called at once
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert committed(settings) < total, "it was too fast to be killed in the middle"
+@pytest.mark.timeout(600)
+def test_killed_at_work_and_started_again_nothing_is_lost_or_twice(settings: Settings, processes: Any) -> None:
+    often = small_batches(settings, 100)
+    with feeding(settings):
+        for kills in range(3):
+            process = processes(often)
+            before = committed(settings)
+            until(lambda: committed(settings) > before + 2000, f"work after {kills} kills", START_S)  # noqa: B023
+            process.send_signal(signal.SIGKILL)
+            process.wait()
     ingest.run(settings, until_caught_up=True)
     assert_exactly_once(settings)
 
 
 @pytest.mark.slow
-def test_two_instances_share_the_work_while_one_comes_and_goes(settings: Settings, processes: Any) -> None:
-    stop = threading.Event()
-    produced = []
-
-    def keep_producing() -> None:
-        while not stop.is_set():
-            produce(settings, range(len(produced) * 500, (len(produced) + 1) * 500))
-            produced.append(500)
-
-    feeder = threading.Thread(target=keep_producing)
-    feeder.start()
-    try:
-        often = small_batches(settings, 200)
-        processes(instance(often, "0"))
-        until(lambda: committed(settings) > 500, "the first works")
+@pytest.mark.timeout(600)
+def test_instances_share_the_work_while_others_come_and_go(settings: Settings, processes: Any) -> None:
+    often = small_batches(settings, 100)
+    with feeding(settings):
+        first = processes(instance(often, "0"))
         second = processes(instance(often, "1"))
-        assert_moves(settings, 2)
+        assert_share(settings, "0", "1")
         second.send_signal(signal.SIGTERM)
-        assert second.wait(20) == 0
-        assert_moves(settings, 1)
+        assert second.wait(START_S) == 0
         third = processes(instance(often, "2"))
-        assert_moves(settings, 2)
+        assert_share(settings, "0", "2")
         third.kill()
-        assert_moves(settings, 1)
-    finally:
-        stop.set()
-        feeder.join()
-    until(
-        lambda: broker.drained(
-            settings,
-            broker.RAW,
-            broker.committed(settings, settings.group("ingest"), broker.RAW),
-            broker.end_offsets(settings, broker.RAW),
-        ),
-        "all of it is done",
-    )
+        assert_share(settings, "0")
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(START_S) == 0
+    ingest.run(settings, until_caught_up=True)
     assert_exactly_once(settings)
 
 
-def assert_moves(settings: Settings, members: int) -> None:
-    """Wait until the group has so many members with partitions, and each partition moves on."""
-    from confluent_kafka.admin import AdminClient
-
+def assert_share(settings: Settings, *names: str) -> None:
+    """Wait until these instances have the partitions, and each partition moves on."""
     admin = AdminClient({"bootstrap.servers": settings.kafka.bootstrap_servers})
     group = settings.group("ingest")
 
     def settled() -> bool:
         described = admin.describe_consumer_groups([group])[group].result()
-        return sum(bool(each.assignment.topic_partitions) for each in described.members) == members
+        working = {each.group_instance_id for each in described.members if each.assignment.topic_partitions}
+        return working == {f"{group}-{name}" for name in names}
 
-    until(settled, f"{members} members with partitions", 40)
+    until(settled, f"instances {names} at work", START_S)
     before = broker.committed(settings, group, broker.RAW)
 
     def moved() -> bool:
         now = broker.committed(settings, group, broker.RAW)
         return all(now.get(partition, 0) > before.get(partition, 0) for partition in range(PARTITIONS))
 
-    until(moved, "each partition moves on", 40)
+    until(moved, "each partition moves on", START_S)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_second_process_under_the_same_name_ends_the_first_with_a_clear_error(
     settings: Settings, processes: Any, tmp_path: Path
 ) -> None:
     produce(settings, range(100))
     first = processes(settings)
-    until(lambda: committed(settings) == 100, "the first works")
+    until(lambda: committed(settings) == 100, "the first works", START_S)
     (tmp_path / "ingest-0.log").rename(tmp_path / "first.log")
     processes(settings)
-    assert first.wait(30) == TerminalError.exit_code
+    assert first.wait(START_S) == TerminalError.exit_code
     assert "PIPELINE_KAFKA__INSTANCE" in (tmp_path / "first.log").read_text()
     produce(settings, range(100, 200))
-    until(lambda: committed(settings) == 200, "the second works")
+    until(lambda: committed(settings) == 200, "the second works", START_S)
     assert_exactly_once(settings)

@@ -17,7 +17,7 @@ import pytest
 
 from apps.local import Broker, free_ports
 from apps.simulate import run
-from pipeline import kafka
+from pipeline import kafka, kafka_errors, offsets
 from pipeline.decode import RawMessages, decode
 from pipeline.errors import BadInput, NotSetUp, Unreachable
 from pipeline.settings import Kafka, Observability, Settings
@@ -41,7 +41,7 @@ def settings(kafka: str, tmp_path: Path) -> Settings:
 @pytest.fixture
 def topics(settings: Settings) -> list[str]:
     created = kafka.create_topics(settings)
-    retrying(settings, "see the new topics", lambda: kafka.end_offsets(settings, kafka.RAW))
+    retrying(settings, "see the new topics", lambda: offsets.end_offsets(settings, kafka.RAW))
     return created
 
 
@@ -65,7 +65,7 @@ class Received(NamedTuple):
 
 def received(settings: Settings) -> list[Received]:
     """Every message of sensors.raw, by partition and offset."""
-    ends = kafka.end_offsets(settings, kafka.RAW)
+    ends = offsets.end_offsets(settings, kafka.RAW)
     topic = kafka.topic(settings, kafka.RAW)
     return sorted(_read(settings, topic, ends), key=lambda message: (message.partition, message.offset))
 
@@ -78,7 +78,7 @@ def _read(settings: Settings, topic: str, ends: dict[int, int]) -> Iterator[Rece
             messages = reader.consume(min(left, 10_000), 10.0)
             assert messages, f"{left} messages do not come"
             for message in messages:
-                kafka.raise_error(message)
+                kafka_errors.raise_error(message)
                 headers = dict(message.headers() or [])
                 label = headers.get("anomaly")
                 yield Received(
@@ -275,7 +275,7 @@ def simulating(settings: Settings, log: Path, *arguments: str) -> Iterator[subpr
     """A simulator in the middle of its work; it does not outlive the block."""
     process = spawn(settings, log, "simulate", *arguments)
     try:
-        until(lambda: sum(kafka.end_offsets(settings, kafka.RAW).values()) > 100, "first messages")
+        until(lambda: sum(offsets.end_offsets(settings, kafka.RAW).values()) > 100, "first messages")
         yield process
     finally:
         process.kill()
@@ -288,7 +288,7 @@ def test_sigterm_ends_it_with_everything_delivered_and_in_the_manifest(
     process = spawn(
         settings, tmp_path / "log", "simulate", "--rate", "500", "--manifest", str(tmp_path / "sent.json")
     )
-    until(lambda: sum(kafka.end_offsets(settings, kafka.RAW).values()) > 100, "first messages")
+    until(lambda: sum(offsets.end_offsets(settings, kafka.RAW).values()) > 100, "first messages")
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0, (tmp_path / "log").read_text()
     said = manifest(tmp_path / "sent.json")
