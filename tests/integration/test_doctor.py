@@ -173,14 +173,15 @@ def test_monitor_measures_and_forgets_what_it_can_no_longer_tell(ready: Settings
     add_reading(ready)
     with kafka.producer(ready) as producer:
         producer.produce(topic=kafka.topic(ready, kafka.RAW), partition=0, value=b"x")
-    monitor = Monitor(ready)
-    monitor.measure(NOW)
+    with closing(Monitor(ready)) as monitor:
+        monitor.measure(NOW)
     assert freshness("bronze") == 180.0
     assert math.isnan(freshness("silver"))
     assert lag("ingest") == 1
     assert math.isnan(lag("gold", "all"))
 
     away = Kafka(bootstrap_servers="127.0.0.1:1", timeout_s=0.5, topic_prefix=ready.kafka.topic_prefix)
-    Monitor(ready.model_copy(update={"kafka": away})).measure(NOW)
+    with closing(Monitor(ready.model_copy(update={"kafka": away}))) as monitor:
+        monitor.measure(NOW)
     assert math.isnan(lag("ingest"))
     assert freshness("bronze") == 180.0
