@@ -15,8 +15,6 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = {"contracts": set(), "pipeline": {"contracts"}, "apps": {"contracts", "pipeline"}}
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 FEW_LINES = 400
-LARGER: dict[str, str] = {}
-"""Files that are larger, and why."""
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -43,12 +41,7 @@ def test_imports_go_one_way(path: Path) -> None:
 @pytest.mark.parametrize("path", MODULES, ids=named)
 def test_files_are_small(path: Path) -> None:
     lines = len(path.read_text().splitlines())
-    assert lines <= FEW_LINES or named(path) in LARGER, f"{named(path)} has {lines} lines"
-
-
-@pytest.mark.parametrize("name", LARGER)
-def test_no_file_is_excused_that_is_small(name: str) -> None:
-    assert FEW_LINES < len((ROOT / name).read_text().splitlines()) <= 2 * FEW_LINES
+    assert lines <= FEW_LINES, f"{named(path)} has {lines} lines"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=named)
