@@ -56,14 +56,13 @@ log = logging.getLogger(__name__)
 
 def run(settings: Settings, *, until_caught_up: bool = False) -> None:
     """Measure every interval until stopped, or once."""
-    with running("monitor", settings) as stage:
-        with closing(Monitor(settings)) as monitor:
+    with running("monitor", settings) as stage, closing(Monitor(settings)) as monitor:
 
-            def cycle() -> int:
-                monitor.measure(datetime.now(UTC))
-                return 0
+        def cycle() -> int:
+            monitor.measure(datetime.now(UTC))
+            return 0
 
-            poll(stage, settings.monitor.interval_s, cycle, until_caught_up)
+        poll(stage, settings.monitor.interval_s, cycle, until_caught_up)
 
 
 class Monitor:

@@ -18,6 +18,7 @@ from pipeline import kafka, metrics
 from pipeline.errors import BadInput, NotSetUp
 from pipeline.lake import Lake, append
 from pipeline.settings import Kafka, Settings
+from pipeline.stage import retrying
 from pipeline.warehouse import Warehouse
 
 pytestmark = [pytest.mark.kafka, pytest.mark.s3, pytest.mark.postgres]
@@ -28,6 +29,8 @@ NOW = datetime(2024, 5, 1, 12, tzinfo=UTC)
 @pytest.fixture
 def ready(settings: Settings) -> Settings:
     kafka.create_topics(settings)
+    # a broker that has just started knows no group's coordinator yet
+    retrying(settings, "find the coordinator", lambda: kafka.committed(settings, settings.group("ingest"), kafka.RAW))
     with closing(Warehouse(settings.warehouse)) as warehouse:
         warehouse.init()
     return settings
