@@ -51,7 +51,7 @@ def test_a_hard_kill_of_each_stage_in_turn_leaves_the_books_balanced(
         )  # fmt: skip
 
         def sent() -> int:
-            return sum(offsets.end_offsets(settings, kafka.topic(settings, kafka.RAW)).values())
+            return sum(offsets.end_offsets(settings, kafka.RAW).values())
 
         for number, stage in enumerate(STAGES):
             threshold = EVENTS * (0.15 + 0.12 * number)
