@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from apps import doctor, query
 from apps.monitor import Monitor
 from contracts.tables import BRONZE_READINGS
-from pipeline import kafka, metrics
+from pipeline import kafka, metrics, offsets
 from pipeline.errors import BadInput, NotSetUp
 from pipeline.lake import Lake, append
 from pipeline.settings import Kafka, Settings
@@ -30,7 +30,9 @@ NOW = datetime(2024, 5, 1, 12, tzinfo=UTC)
 def ready(settings: Settings) -> Settings:
     kafka.create_topics(settings)
     # a broker that has just started knows no group's coordinator yet
-    retrying(settings, "find the coordinator", lambda: kafka.committed(settings, settings.group("ingest"), kafka.RAW))
+    retrying(
+        settings, "find the coordinator", lambda: offsets.committed(settings, settings.group("ingest"), kafka.RAW)
+    )
     with closing(Warehouse(settings.warehouse)) as warehouse:
         warehouse.init()
     return settings
