@@ -505,6 +505,16 @@ def test_a_quarantined_reading_makes_no_other_late() -> None:
     assert outcome(reading(0, at=100, value=500.0), reading(1, at=0))[1]["is_late"] is False
 
 
+def test_a_state_of_other_settings_goes_on_with_the_newest_values() -> None:
+    pipeline = Pipeline()
+    pipeline.take([reading(n, value=20.0 + n / 8) for n in range(5)])
+    pipeline.rules = RULES.model_copy(update={"window": 3})
+    pipeline.take([reading(5)])
+
+    assert pipeline.out[5]["baseline_mean"] == 20.375
+    assert pipeline.state.window == 3
+
+
 def test_further_columns_pass_through() -> None:
     batch = frame([reading(0), reading(1, value=500.0)]).with_columns(pl.lit(7).alias("_commit_version"))
 
