@@ -4,11 +4,8 @@ One Quix application, a stream for each topic, a `DeltaSink` at the end of each.
 commits them, and are decoded there, many at a time.
 """
 
-import contextvars
 import logging
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -17,9 +14,6 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import quixstreams
-from confluent_kafka import KafkaException
-from quixstreams.exceptions import PartitionAssignmentError
-from quixstreams.kafka.exceptions import BaseKafkaException, KafkaBrokerUnavailableError
 
 from contracts.tables import BRONZE_ANOMALIES, BRONZE_DEAD_LETTERS, BRONZE_READINGS, Table
 from contracts.wire import (
@@ -32,8 +26,8 @@ from contracts.wire import (
     DLQ_VERSION,
     Anomaly,
 )
-from pipeline import kafka, kafka_errors, offsets
-from pipeline.errors import ContractBroken, HistoryMismatch, PipelineError, Unreachable
+from pipeline import kafka, offsets, stream
+from pipeline.errors import ContractBroken, HistoryMismatch
 from pipeline.lake import Lake, append, progress
 from pipeline.microbatch import unpack
 from pipeline.settings import Settings
@@ -58,9 +52,8 @@ def run(settings: Settings, *, until_caught_up: bool = False) -> None:
         for flow in FLOWS:
             retrying(settings, f"compare {flow.topic} with the lake", lambda f=flow: check(settings, lake, f))  # type: ignore[misc]
         sinks = [flow.sink(settings, lake) for flow in FLOWS]
-        with _translated(settings):
-            app = _application(settings, stage, sinks)
-            _run(app, stage, _Backlog(settings, lake).drained if until_caught_up else lambda: False)
+        done = _Backlog(settings, lake).drained if until_caught_up else lambda: False
+        stream.run(_application(settings, stage, sinks), settings, stage, done)
         for sink in sinks:
             if sink.failure is not None:
                 raise sink.failure
@@ -78,10 +71,10 @@ def _application(settings: Settings, stage: Stage, sinks: Sequence[DeltaSink]) -
         failure = next((sink.failure for sink in sinks if sink.failure is not None), None)
         if failure is not None:
             stage.unready(failure.what)
-        elif _statistics.decode(statistics).cgrp.join_state != "steady":
-            stage.unready("waiting for its partitions")
-        else:
+        elif stream.steady(statistics):
             stage.ready()
+        else:
+            stage.unready("waiting for its partitions")
 
     app = kafka.application(
         settings,
@@ -97,38 +90,10 @@ def _application(settings: Settings, stage: Stage, sinks: Sequence[DeltaSink]) -
     )
     for flow, sink in zip(FLOWS, sinks, strict=True):
         topic = app.topic(kafka.topic(settings, flow.topic), value_deserializer="bytes", key_deserializer="bytes")
-        stream = app.dataframe(topic)
-        stream.sink(sink)
-    checkpoints = stream.processing_context
+        sdf = app.dataframe(topic)
+        sdf.sink(sink)
+    checkpoints = sdf.processing_context
     return app
-
-
-def _run(app: quixstreams.Application, stage: Stage, done: Callable[[], bool]) -> None:
-    """Run until the stage is stopping or `done`, which is asked in a thread of its own."""
-    ended = threading.Event()
-    failed: list[PipelineError] = []
-
-    def watch() -> None:
-        stop = False
-        while not ended.wait(0.2):
-            try:
-                stop = stop or stage.stopping.is_set() or done()
-            except PipelineError as error:
-                failed.append(error)
-                stop = True
-            if stop:
-                app.stop()
-
-    # The stage has its handlers already, and they end in app.stop() above.
-    app._setup_signal_handlers = lambda: None
-    watcher = threading.Thread(target=contextvars.copy_context().run, args=[watch], daemon=True, name="watcher")
-    watcher.start()
-    try:
-        app.run()
-    finally:
-        ended.set()
-    for error in failed:
-        raise error
 
 
 class _Backlog:
@@ -318,33 +283,3 @@ FLOWS = (
     Flow(kafka.DEAD_LETTERS, BRONZE_DEAD_LETTERS, dead_letters),
     Flow(kafka.ANOMALIES, BRONZE_ANOMALIES, anomalies),
 )
-
-
-class _Group(msgspec.Struct):
-    join_state: str = ""
-
-
-class _Statistics(msgspec.Struct):
-    """The little of librdkafka's statistics that is looked at here."""
-
-    cgrp: _Group = msgspec.field(default_factory=_Group)
-
-
-_statistics = msgspec.json.Decoder(_Statistics)
-
-
-@contextmanager
-def _translated(settings: Settings) -> Iterator[None]:
-    """Turn what Quix raises into an error of ours."""
-    with kafka_errors.translated(settings, "consume"):
-        try:
-            yield
-        except BaseKafkaException as error:
-            raise KafkaException(error.error) from error
-        except PartitionAssignmentError as error:
-            raise error.__cause__ or error from error
-        except KafkaBrokerUnavailableError as error:
-            raise Unreachable(
-                f"Kafka at {settings.kafka.bootstrap_servers} did not answer for {settings.retry_s:g} s.",
-                "Is the broker up? `pipeline doctor` tests it.",
-            ) from error

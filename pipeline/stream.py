@@ -16,7 +16,7 @@ from pipeline.errors import PipelineError, Unreachable
 from pipeline.settings import Settings
 from pipeline.stage import Stage
 
-_LOOK_EVERY_S = 0.5
+_LOOK_EVERY_S = 0.2
 
 
 class _Group(msgspec.Struct, frozen=True):
