@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from confluent_kafka import KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, KafkaException, Message, TopicPartition
 from quixstreams.kafka import Producer
 from quixstreams.kafka.exceptions import KafkaBrokerUnavailableError
 
@@ -158,15 +158,16 @@ class _Source:
     def read(self) -> list[Message]:
         """The next messages, after `ingest.linger_s` at the latest.
 
-        What was read in a call in which partitions moved may by now belong to another instance: it is dropped, and
-        read again from the committed offsets by whoever has the partitions.
+        What was read in a call in which partitions moved may by now belong to another instance: it is dropped. The
+        committed offsets are then asked for and set here: left to itself librdkafka begins at the earliest message
+        when partitions move twice while a transaction with their offsets is still open.
         """
         ingest = self._settings.ingest
         with kafka_errors.translated(self._settings, f"read {kafka.RAW}"):
             messages: list[Message] = self._consumer.consume(ingest.max_messages, ingest.linger_s)
             if self._moved:
+                self._consumer.assign(self._committed())
                 self._moved = False
-                self._consumer.assign(self._consumer.assignment())
                 return []
             for message in messages:
                 if message.error() is not None:
@@ -174,6 +175,19 @@ class _Source:
         if not messages:
             self._insist_on_broker()
         return messages
+
+    def _committed(self) -> list[TopicPartition]:
+        """Where each assigned partition goes on. Waits while a transaction with its offset is open."""
+        assigned: list[TopicPartition] = self._consumer.assignment()
+        if not assigned:
+            return []
+        places: list[TopicPartition] = self._consumer.committed(assigned, self._settings.kafka.timeout_s)
+        for place in places:
+            if place.error is not None:
+                raise KafkaException(place.error)
+            if place.offset < 0:
+                place.offset = OFFSET_BEGINNING
+        return places
 
     def _insist_on_broker(self) -> None:
         try:

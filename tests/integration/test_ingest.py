@@ -17,6 +17,7 @@ from confluent_kafka.admin import AdminClient
 
 from apps import ingest
 from pipeline import kafka as broker
+from pipeline import offsets
 from pipeline import settings as config
 from pipeline.errors import NotSetUp, TerminalError, Unreachable
 from pipeline.microbatch import unpack
@@ -43,7 +44,7 @@ def settings(kafka: str) -> Settings:
             partitions=PARTITIONS,
         ),
         observability=config.Observability(port=0),
-        retry_s=10.0,
+        retry_s=60.0,
     )
     broker.create_topics(settings)
     return settings
@@ -160,7 +161,7 @@ def processes(settings: Settings, tmp_path: Path) -> Iterator[Any]:
 
 
 def committed(settings: Settings) -> int:
-    return sum(broker.committed(settings, settings.group("ingest"), broker.RAW).values())
+    return sum(offsets.committed(settings, settings.group("ingest"), broker.RAW).values())
 
 
 def log_of(tmp_path: Path, name: str) -> str:
@@ -263,6 +264,33 @@ def test_aborted_raw_messages_are_not_read_and_do_not_keep_it_waiting(settings: 
     assert_exactly_once(settings)
 
 
+def test_offsets_in_an_open_transaction_are_waited_for(settings: Settings) -> None:
+    """A predecessor under another name has yet to commit: its work is neither done again nor skipped."""
+    produce(settings, range(2000))
+    raw = broker.topic(settings, broker.RAW)
+    member = broker.consumer(settings, settings.group("ingest"))
+    member.subscribe([raw])
+    until(lambda: member.consume(1, 0.1) and member.assignment(), "the predecessor has the partitions")
+    predecessor = Producer({"bootstrap.servers": settings.kafka.bootstrap_servers, "transactional.id": unique("x")})
+    predecessor.init_transactions()
+    for end in (50, 150):
+        predecessor.begin_transaction()
+        done = [TopicPartition(raw, partition, end) for partition in range(PARTITIONS)]
+        predecessor.send_offsets_to_transaction(done, member.consumer_group_metadata())
+        if end == 50:
+            predecessor.commit_transaction()
+    member.close()
+    later = threading.Timer(2.0, predecessor.commit_transaction)
+    later.start()
+    ingest.run(settings, until_caught_up=True)
+    later.join()
+    readings, dead = places(settings)
+    ends = offsets.end_offsets(settings, broker.RAW)
+    assert readings + dead == Counter(
+        {(partition, offset): 1 for partition, end in ends.items() for offset in range(150, end)}
+    )
+
+
 def test_it_ends_at_once_where_there_is_nothing(settings: Settings) -> None:
     ingest.run(settings, until_caught_up=True)
     assert places(settings) == (Counter(), Counter())
@@ -346,10 +374,10 @@ def assert_share(settings: Settings, *names: str) -> None:
         return working == {f"{group}-{name}" for name in names}
 
     until(settled, f"instances {names} at work", START_S)
-    before = broker.committed(settings, group, broker.RAW)
+    before = offsets.committed(settings, group, broker.RAW)
 
     def moved() -> bool:
-        now = broker.committed(settings, group, broker.RAW)
+        now = offsets.committed(settings, group, broker.RAW)
         return all(now.get(partition, 0) > before.get(partition, 0) for partition in range(PARTITIONS))
 
     until(moved, "each partition moves on", START_S)
