@@ -170,7 +170,7 @@ def _start_services(running: ExitStack, settings: Settings, ports: Mapping[str, 
     for service in services:
         service.await_ready()
     kafka.create_topics(settings)
-    return {service.process.name: service.process for service in services}
+    return {process.name: process for service in services for process in service.processes}
 
 
 def _stages(

