@@ -116,6 +116,15 @@ def test_a_series_of_a_new_type_leaves_the_others_alone() -> None:
     assert baseline(state, "a", "u") == []
 
 
+def test_a_new_series_of_a_known_sensor_and_type_leaves_the_former_state_as_it_was() -> None:
+    before = holding({("a", "t"): [1.0], ("b", "u"): [2.0]})
+    bytes_before = before.to_bytes()
+
+    after = changed(before, ("a", "u"), accepted=1, baseline=[3.0])
+
+    assert (after.series, before.to_bytes()) == (3, bytes_before)
+
+
 def test_nothing_is_remembered_of_a_new_series() -> None:
     state, places = holding({("a", "t"): [1.0]}).entered(named([("a", "t"), ("new", "t")]))
     newest_us, records = state.read(places)
