@@ -230,6 +230,19 @@ def test_the_version_is_of_the_content_not_of_the_way_to_write_it() -> None:
     assert parse_registry(REVISED).version == parse_registry(rewritten).version
 
 
+def test_the_version_does_not_depend_on_the_order_of_sensors() -> None:
+    one, two = "  a: [{type: co2, location: x}]\n", "  b: [{type: co2, location: y}]\n"
+
+    assert (
+        parse_registry(CO2 + "sensors:\n" + one + two).version
+        == parse_registry(CO2 + "sensors:\n" + two + one).version
+    )
+
+
+def test_the_version_of_a_text_stays_when_this_program_learns_further_settings() -> None:
+    assert parse_registry(CO2).version == "389ce0cfa6b0"
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [("1500", "1501"), ("2026-02-01", "2026-02-02"), ("barn", "shed"), ("    stuck_after: 5\n", ""), ("attic", "a")],
