@@ -1,0 +1,184 @@
+"""Topics, offsets and errors at a broker."""
+
+import pytest
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
+from pydantic import SecretStr
+
+from pipeline import kafka as broker
+from pipeline import offsets
+from pipeline import settings as config
+from pipeline.errors import AccessDenied, HistoryMismatch, NotSetUp, PipelineError, TerminalError, Unreachable
+from pipeline.settings import Settings
+from tests.services import EMBEDDED, choose_broker, unique
+
+pytestmark = pytest.mark.kafka
+
+ALL = [broker.RAW, broker.READINGS, broker.DEAD_LETTERS, broker.ANOMALIES, broker.WINDOWS]
+
+
+@pytest.fixture
+def settings(kafka: str) -> Settings:
+    """Names of one's own; no topic yet."""
+    return Settings(
+        kafka=config.Kafka(
+            bootstrap_servers=kafka, topic_prefix=unique("t") + ".", group_prefix=unique("g"), partitions=3
+        )
+    )
+
+
+def changed(settings: Settings, **changes: object) -> Settings:
+    return settings.model_copy(update={"kafka": settings.kafka.model_copy(update=changes)})
+
+
+def producer(settings: Settings) -> Producer:
+    client = Producer({"bootstrap.servers": settings.kafka.bootstrap_servers, "transactional.id": unique("x")})
+    client.init_transactions()
+    return client
+
+
+def send(client: Producer, settings: Settings, messages: dict[int, int]) -> None:
+    """Begin a transaction with so many messages in each partition of sensors.raw."""
+    client.begin_transaction()
+    for partition, count in messages.items():
+        for number in range(count):
+            client.produce(broker.topic(settings, broker.RAW), str(number), partition=partition)
+    client.flush()
+
+
+def test_topics_are_created_once_as_the_table_says(settings: Settings) -> None:
+    names = [broker.topic(settings, name) for name in ALL]
+    assert broker.create_topics(settings) == names
+    assert broker.create_topics(settings) == []
+    assert broker.require_topics(settings, *ALL) == dict.fromkeys(ALL, 3)
+    admin = AdminClient({"bootstrap.servers": settings.kafka.bootstrap_servers})
+    for definition in broker.TOPICS:
+        resource = ConfigResource(ResourceType.TOPIC, broker.topic(settings, definition.name))
+        values = {name: entry.value for name, entry in admin.describe_configs([resource])[resource].result().items()}
+        assert values["message.timestamp.type"] == "LogAppendTime"
+        assert values["retention.ms"] == str(definition.retention_ms)
+        assert values["max.message.bytes"] == str(definition.max_message_bytes)
+        assert values["cleanup.policy"] == "delete"
+
+
+def test_the_largest_dead_letter_has_room_for_the_largest_raw_message(settings: Settings) -> None:
+    sizes = {definition.name: definition.max_message_bytes for definition in broker.TOPICS}
+    assert sizes[broker.DEAD_LETTERS] >= sizes[broker.RAW] + 65_536
+
+
+def test_the_partition_count_of_readings_cannot_change(settings: Settings) -> None:
+    broker.create_topics(settings)
+    other = changed(settings, partitions=6)
+    for act in (lambda: broker.create_topics(other), lambda: broker.require_topics(other, broker.READINGS)):
+        with pytest.raises(HistoryMismatch, match=r"sensors\.readings has 3 partitions, the settings say 6"):
+            act()
+    assert broker.require_topics(other, broker.RAW) == {broker.RAW: 3}
+
+
+def test_a_topic_that_keeps_the_producers_time_is_refused(settings: Settings) -> None:
+    admin = AdminClient({"bootstrap.servers": settings.kafka.bootstrap_servers})
+    name = broker.topic(settings, broker.RAW)
+    wrong = {"message.timestamp.type": "CreateTime"}
+    admin.create_topics([NewTopic(name, num_partitions=3, replication_factor=1, config=wrong)])[name].result()
+    with pytest.raises(TerminalError, match=r"message\.timestamp\.type=CreateTime"):
+        broker.create_topics(settings)
+
+
+def test_a_missing_topic_is_named_with_the_command_that_creates_it(settings: Settings) -> None:
+    for act in (
+        lambda: broker.require_topics(settings, broker.RAW),
+        lambda: offsets.end_offsets(settings, broker.RAW),
+        lambda: offsets.committed(settings, "g", broker.RAW),
+    ):
+        with pytest.raises(NotSetUp, match=r"sensors\.raw(.|\n)*pipeline topics create"):
+            act()
+
+
+def test_a_broker_that_does_not_answer_is_named_with_what_to_check(settings: Settings) -> None:
+    nowhere = changed(settings, bootstrap_servers="127.0.0.1:1", timeout_s=0.5)
+    with pytest.raises(Unreachable, match=r"127\.0\.0\.1:1 did not answer in 0\.5 s(.|\n)*BOOTSTRAP_SERVERS"):
+        broker.check(nowhere)
+
+
+@pytest.mark.skipif(choose_broker() == EMBEDDED, reason="the embedded broker lets anyone in")
+def test_a_refused_login_is_no_time_out(settings: Settings) -> None:
+    stranger = changed(
+        settings,
+        security_protocol="SASL_PLAINTEXT",
+        sasl_mechanism="PLAIN",
+        username="u",
+        password=SecretStr("hidden"),
+        timeout_s=2.0,
+    )
+    with pytest.raises(AccessDenied, match="PIPELINE_KAFKA__PASSWORD") as refused:
+        broker.check(stranger)
+    assert "hidden" not in str(refused.value)
+
+
+def test_offsets_are_those_of_the_broker(settings: Settings) -> None:
+    broker.create_topics(settings)
+    assert offsets.end_offsets(settings, broker.RAW) == {0: 0, 1: 0, 2: 0}
+    client = producer(settings)
+    send(client, settings, {0: 2, 2: 1})
+    client.commit_transaction()
+    assert offsets.low_offsets(settings, broker.RAW) == {0: 0, 1: 0, 2: 0}
+    # A transaction's marker takes an offset too.
+    assert offsets.end_offsets(settings, broker.RAW) == {0: 3, 1: 0, 2: 2}
+
+
+def test_committed_offsets_leave_out_what_was_never_committed(settings: Settings) -> None:
+    broker.create_topics(settings)
+    group = settings.group("someone")
+    assert offsets.committed(settings, group, broker.RAW) == {}
+    with broker.consumer(settings, group) as consumer:
+        consumer.commit(offsets=[TopicPartition(broker.topic(settings, broker.RAW), 1, 7)], asynchronous=False)
+    assert offsets.committed(settings, group, broker.RAW) == {1: 7}
+
+
+def test_drained_looks_for_committed_messages_and_no_others(settings: Settings) -> None:
+    broker.create_topics(settings)
+    client = producer(settings)
+    send(client, settings, {0: 2, 1: 1})
+    client.commit_transaction()  # partition 0: 0, 1 and a marker at 2; partition 1: 0 and a marker at 1
+    send(client, settings, {0: 3})
+    client.abort_transaction()  # 3, 4, 5 and a marker at 6
+    ends = offsets.end_offsets(settings, broker.RAW)
+    assert ends == {0: 7, 1: 2, 2: 0}
+    assert not offsets.drained(settings, broker.RAW, {}, ends)
+    assert not offsets.drained(settings, broker.RAW, {0: 2}, ends)
+    assert not offsets.drained(settings, broker.RAW, {0: 1, 1: 1}, ends)
+    assert offsets.drained(settings, broker.RAW, {0: 2, 1: 1}, ends)
+    assert offsets.drained(settings, broker.RAW, {0: 7, 1: 2}, ends)
+    assert offsets.drained(settings, broker.RAW, {}, {0: 0, 2: 0})
+    send(client, settings, {2: 1})
+    assert not offsets.drained(settings, broker.RAW, {0: 2, 1: 1}, offsets.end_offsets(settings, broker.RAW))
+    client.abort_transaction()
+    assert offsets.drained(settings, broker.RAW, {0: 2, 1: 1}, offsets.end_offsets(settings, broker.RAW))
+
+
+def test_messages_are_counted_inside_ranges(settings: Settings) -> None:
+    broker.create_topics(settings)
+    client = producer(settings)
+    send(client, settings, {0: 3, 1: 1})
+    client.commit_transaction()  # partition 0: 0-2, marker at 3
+    send(client, settings, {0: 2})
+    client.abort_transaction()  # 4, 5, marker at 6
+    send(client, settings, {0: 2})
+    client.commit_transaction()  # 7, 8, marker at 9
+    assert offsets.count_messages(settings, broker.RAW, {0: [(0, 10)], 1: [(0, 2)], 2: []}) == {
+        0: [0, 1, 2, 7, 8],
+        1: [0],
+        2: [],
+    }
+    assert offsets.count_messages(settings, broker.RAW, {0: [(1, 3), (3, 7), (8, 8), (8, 10)], 1: [(1, 2)]}) == {
+        0: [1, 2, 8],
+        1: [],
+    }
+    assert offsets.count_messages(settings, broker.RAW, {}) == {}
+
+
+def test_a_password_never_shows_in_an_error(settings: Settings) -> None:
+    stranger = changed(settings, bootstrap_servers="127.0.0.1:1", password=SecretStr("hidden"), timeout_s=0.5)
+    with pytest.raises(PipelineError) as raised:
+        broker.check(stranger)
+    assert "hidden" not in repr(raised.value)
