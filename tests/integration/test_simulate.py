@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from confluent_kafka import TopicPartition
 
 from apps.local import Broker, free_ports
 from apps.simulate import run
@@ -73,7 +74,7 @@ def received(settings: Settings) -> list[Received]:
 def _read(settings: Settings, topic: str, ends: dict[int, int]) -> Iterator[Received]:
     left = sum(ends.values())
     with kafka.consumer(settings, unique("look")) as reader:
-        reader.assign([kafka.TopicPartition(topic, partition, 0) for partition in ends])
+        reader.assign([TopicPartition(topic, partition, 0) for partition in ends])
         while left:
             messages = reader.consume(min(left, 10_000), 10.0)
             assert messages, f"{left} messages do not come"
