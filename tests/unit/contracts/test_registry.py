@@ -172,6 +172,10 @@ def test_revisions_hold_for_sensors_that_are_not_registered() -> None:
     assert [limits(registry, "new", "co2", time)["interval_s"] for time in ("2026-02-01", "2026-03-02")] == [60, 300]
 
 
+def test_a_revision_changes_what_it_names_and_leaves_what_those_before_it_said() -> None:
+    assert limits(parse_registry(REVISED), "new", "co2", "2026-03-02")["operating_high"] == 1500
+
+
 @given(st.lists(st.integers(0, 20), max_size=6, unique=True), st.lists(st.integers(-1, 21), min_size=1, max_size=30))
 @settings(max_examples=40, deadline=None)
 def test_any_number_of_revisions_gives_the_last_one_before_each_reading(days: list[int], asked: list[int]) -> None:
@@ -271,7 +275,7 @@ def test_an_interval_that_fits_the_windows(text: str, seconds: float) -> None:
     assert limits(parse_registry(CO2.replace("1min", text)), "s", "co2", "2026-01-01")["interval_s"] == seconds
 
 
-@pytest.mark.parametrize("text", ["7s", "7min", "25min", "11h", "2d", "0s", "0.7ms", "7.5min"])
+@pytest.mark.parametrize("text", ["7s", "7min", "25min", "11h", "2d", "0s", "0.7ms", "0.0015ms", "7.5min"])
 def test_an_interval_that_does_not_fit_the_windows_is_an_error(text: str) -> None:
     (mistake,) = mistakes(CO2.replace("1min", text))
 
