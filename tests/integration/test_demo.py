@@ -15,7 +15,7 @@ import statistics
 import subprocess
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,15 @@ def stopped_by(number: signal.Signals, process: subprocess.Popen[bytes]) -> list
     process.wait(60)
     _, left = psutil.wait_procs(family, timeout=5)
     return left
+
+
+def stage(process: subprocess.Popen[bytes], name: str) -> psutil.Process | None:
+    """The process of a stage of a demo; None before it runs."""
+    for child in psutil.Process(process.pid).children():
+        with suppress(psutil.NoSuchProcess):  # a zombie, too, has no command line
+            if child.cmdline()[-1:] == [name]:
+                return child
+    return None
 
 
 def ask(settings: Settings, sql: str) -> list[dict[str, Any]]:
@@ -235,8 +244,7 @@ def test_a_stage_that_dies_ends_the_demo_with_its_last_lines(tmp_path: Path, off
 
         def silver() -> psutil.Process | None:
             assert process.poll() is None, printed.read_text()
-            children = psutil.Process(process.pid).children()
-            return next((child for child in children if child.cmdline()[-1:] == ["silver"]), None)
+            return stage(process, "silver")
 
         victim = until(silver, "the stage silver", 60)
         family = psutil.Process(process.pid).children(recursive=True)
@@ -251,12 +259,12 @@ def test_a_stage_that_dies_ends_the_demo_with_its_last_lines(tmp_path: Path, off
 def test_a_demo_that_is_killed_takes_everything_with_it(tmp_path: Path, offset: int) -> None:
     with demo(tmp_path, offset) as (process, printed):
 
-        def all_there() -> list[psutil.Process] | None:
+        def last() -> psutil.Process | None:
             assert process.poll() is None, printed.read_text()
-            children = psutil.Process(process.pid).children(recursive=True)
-            return children if any(child.cmdline()[-1:] == [STAGES[-1]] for child in children) else None
+            return stage(process, STAGES[-1])
 
-        family = until(all_there, "all stages", 60)
+        until(last, "the last stage", 60)
+        family = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.wait()
     _, left = psutil.wait_procs(family, timeout=10)
