@@ -21,7 +21,7 @@ from contracts.wire import UTC_MICROSECONDS, Anomaly
 from pipeline import kafka, metrics, offsets, stream
 from pipeline.errors import ContractBroken
 from pipeline.microbatch import unpack
-from pipeline.refine import IDENTITY, Refined, State, refine
+from pipeline.refine import IDENTITY, Refined, State, prepare, refine
 from pipeline.settings import Settings
 from pipeline.stage import Stage, retrying, running
 
@@ -44,6 +44,7 @@ def run(settings: Settings, *, until_caught_up: bool = False) -> None:
     """Until stopped; or until everything that is in sensors.readings now was scored."""
     registry = load_registry(settings.registry)
     with running("detect", settings) as stage:
+        prepare(registry, settings.detection)
         retrying(settings, "find the topics", lambda: kafka.require_topics(settings, kafka.READINGS, kafka.ANOMALIES))
         goal = retrying(settings, "find the topic's end", lambda: offsets.end_offsets(settings, kafka.READINGS))
 

@@ -23,7 +23,7 @@ from pipeline import __version__, history, metrics, slices
 from pipeline.copies import IDENTITY, Copies, first_readings
 from pipeline.errors import Conflict, HistoryMismatch, PipelineError
 from pipeline.lake import Lake, append, progress, translated
-from pipeline.refine import Refined, State, refine, suspects
+from pipeline.refine import Refined, State, prepare, refine, suspects
 from pipeline.settings import Settings
 from pipeline.slices import starts_of
 from pipeline.stage import poll, retrying, running, source_exists
@@ -282,7 +282,9 @@ def run(settings: Settings, *, until_caught_up: bool = False) -> None:
     """Keep Silver up to date with Bronze until stopped, or until it has all that Bronze has."""
     with running("silver", settings) as stage:
         lake, interval_s = Lake(settings.lake), settings.silver.interval_s
-        silver = Silver(settings, lake, load_registry(settings.registry), stage.beat)
+        registry = load_registry(settings.registry)
+        prepare(registry, settings.detection)
+        silver = Silver(settings, lake, registry, stage.beat)
 
         def cycle() -> int:
             return retrying(settings, "refine what is new in Bronze", lambda: silver.cycle(datetime.now(UTC)))

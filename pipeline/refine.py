@@ -14,13 +14,13 @@ import polars as pl
 import pyarrow.compute as pc
 
 from contracts.registry import Registry, SeriesNames
-from contracts.tables import Rule
+from contracts.tables import BRONZE_READINGS, Rule
 from pipeline.rolling import State
 from pipeline.scoring import Bools, Floats, Ints, Limits, overtaken, score
 from pipeline.settings import Detection
 from pipeline.units import conversion
 
-__all__ = ["IDENTITY", "Refined", "State", "refine", "suspects"]
+__all__ = ["IDENTITY", "Refined", "State", "prepare", "refine", "suspects"]
 
 IDENTITY = ["sensor_id", "event_id", "timestamp"]
 """Readings that agree in these are copies of one."""
@@ -95,6 +95,12 @@ def refine(
         _where(readings.select("raw_partition", "raw_offset"), fate == _DUPLICATE),
     )
     return refined, state.written(places, newest_us, records)
+
+
+def prepare(registry: Registry, rules: Detection) -> None:
+    """Have the loop compiled (seconds, the first time on a machine) or loaded, before the first readings wait for it."""
+    nothing = pl.DataFrame(schema=BRONZE_READINGS.schema)
+    refine(nothing, State.empty(rules), registry, rules, nothing)
 
 
 class _Pieces(NamedTuple):
