@@ -98,7 +98,7 @@ def refine(
 
 
 def prepare(registry: Registry, rules: Detection) -> None:
-    """Have the loop compiled (seconds, the first time on a machine) or loaded, before the first readings wait for it."""
+    """Have the loop compiled (seconds, the first time on a machine) or loaded, before readings wait for it."""
     nothing = pl.DataFrame(schema=BRONZE_READINGS.schema)
     refine(nothing, State.empty(rules), registry, rules, nothing)
 
