@@ -202,7 +202,7 @@ def test_no_messages_are_no_readings() -> None:
     assert dead == []
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     st.lists(
         st.one_of(
@@ -302,7 +302,7 @@ def test_rfc_3339_in_one_column() -> None:
     assert parse_rfc3339(pl.Series(list(RFC3339))).to_list() == list(RFC3339.values())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     st.lists(
         st.datetimes(
@@ -317,7 +317,7 @@ def test_what_python_writes_is_read_back(times: list[datetime]) -> None:
     assert parse_rfc3339(pl.Series([time.isoformat() for time in times], dtype=pl.String)).to_list() == times
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.text(alphabet="0123456789-:TtZz+. W", max_size=30))
 def test_what_is_read_python_reads_alike(text: str) -> None:
     time = parse_rfc3339(pl.Series([text])).item()

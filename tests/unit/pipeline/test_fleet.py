@@ -99,7 +99,7 @@ def recount(messages: list[Message], lateness_s: float = 600.0) -> Counter[str]:
 rates = st.sampled_from([0.0, 0.01, 0.033, 0.05, 0.25])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
     sensors=st.sampled_from([1, 2, 7, 50, 700]),
@@ -118,7 +118,7 @@ def test_a_recount_of_the_bytes_finds_each_kind_as_often_as_it_is_said_to_be_sen
 
 
 @given(seed=st.integers(0, 2**31), sensors=st.integers(1, 300))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_of_500_messages_five_percent_are_exactly_25(seed: int, sensors: int) -> None:
     fleet = Fleet(sensors, seed, malformed_rate=0.05, duplicate_rate=0.05, late_rate=0.05)
     kinds = Counter(message.kind for message in sent(fleet, 500))

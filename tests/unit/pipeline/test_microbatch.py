@@ -63,7 +63,7 @@ readings = st.lists(
 ).map(frame)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(readings, st.integers(1, 7))
 def test_every_reading_comes_out_once_and_every_sensor_keeps_its_order(valid: pl.DataFrame, partitions: int) -> None:
     batches = pack(valid, partitions)
@@ -76,7 +76,7 @@ def test_every_reading_comes_out_once_and_every_sensor_keeps_its_order(valid: pl
     assert orders(out) == orders(valid)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(readings, st.integers(1, 7))
 def test_a_micro_batch_holds_one_bucket_and_says_how_new_it_is(valid: pl.DataFrame, partitions: int) -> None:
     for batch in pack(valid, partitions):
@@ -89,7 +89,7 @@ def test_a_micro_batch_holds_one_bucket_and_says_how_new_it_is(valid: pl.DataFra
         assert batch.rows == len(rows)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(
         st.fixed_dictionaries(

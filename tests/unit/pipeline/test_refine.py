@@ -260,7 +260,7 @@ def smooth(draw: st.DrawFn) -> list[dict[str, Any]]:
 
 
 @given(HOSTILE | smooth(), st.lists(st.integers(1, 150), max_size=6), st.booleans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_any_split_into_batches_gives_what_one_reading_at_a_time_gives(
     given_: list[dict[str, Any]], cuts: list[int], stored: bool
 ) -> None:
@@ -294,7 +294,7 @@ def test_any_split_into_batches_gives_what_one_reading_at_a_time_gives(
 
 
 @given(HOSTILE)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_the_outputs_keep_their_contracts(given_: list[dict[str, Any]]) -> None:
     refined = Pipeline().take([reading(offset, **given) for offset, given in enumerate(given_)])
     lineage = (

@@ -80,7 +80,7 @@ def test_a_score_beyond_the_threshold_either_way_is_flagged(value: float, flagge
 
 
 @given(st.lists(st.floats(-1000, 1000), min_size=4, max_size=40), st.integers(2, 20))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_scores_agree_with_the_statistics_module(values: list[float], window: int) -> None:
     rules = Detection(window=window, min_readings=2, threshold=1e12, shift_after=2)
     frame = scored(values, rules=rules, noise_floor=1e-3)
@@ -94,7 +94,7 @@ def test_scores_agree_with_the_statistics_module(values: list[float], window: in
 
 
 @given(st.lists(st.sampled_from([1e12, -1e12, 1e12 - 1e-3, 0.0, -0.0, 5e-324, 1e-12]), max_size=60))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_no_value_gives_anything_that_is_not_finite(values: list[float]) -> None:
     frame = scored(values, noise_floor=1e-9, operating=(-1e12, 1e12), max_rate=1e-9)
 
