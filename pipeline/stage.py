@@ -152,11 +152,14 @@ def source_exists(
     """Wait until `open_source` no longer raises NotSetUp: the stage before makes the tables. False: it still does,
     and the stage is stopping, or was only to catch up.
     """
+    told = False
     while True:
         try:
             retrying(settings, "open the source", open_source)
         except NotSetUp as missing:
-            log.info("nothing to do yet: %s", missing.what)
+            if not told:
+                log.info("nothing to do yet: %s", missing.what)
+                told = True
             stage.unready(missing.what)
             if until_caught_up or stage.wait(interval_s):
                 return False
