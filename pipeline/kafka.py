@@ -185,14 +185,15 @@ def create_topics(settings: Settings) -> list[str]:
         admin = admin_client(settings)
         existing = _partition_counts(settings, admin)
         missing = [each for each in TOPICS if topic(settings, each.name) not in existing]
-        there = [each for each in TOPICS if each not in missing]
         if missing:
             for future in admin.create_topics([_new_topic(settings, each) for each in missing]).values():
                 _ignoring_existing(future)
             _await_topics(settings, admin, {topic(settings, each.name) for each in missing})
-        for each in there:
+            existing = _partition_counts(settings, admin)
+        # All of them: somebody else may have made one in the meantime.
+        for each in TOPICS:
             _check_partitions(settings, each.name, existing[topic(settings, each.name)])
-        _check_times(settings, admin, [topic(settings, each.name) for each in there])
+        _check_times(settings, admin, [topic(settings, each.name) for each in TOPICS])
     return [topic(settings, each.name) for each in missing]
 
 

@@ -86,3 +86,8 @@ def settings(kafka: str, lake_settings: config.Lake, postgres: config.Warehouse,
         state_dir=tmp_path / "state",
         retry_s=5.0,
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow ones first, so that no worker is left alone with them at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)

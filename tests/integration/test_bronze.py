@@ -231,7 +231,7 @@ def test_killed_in_the_middle_and_started_again_it_keeps_every_row_once(ready: S
         finally:
             process.kill()
         assert process.wait() == -9
-    bronze.run(settings, until_caught_up=True)
+    bronze.run(ready, until_caught_up=True)
     assert raw_offsets(settings) == list(range(6000))
 
 

@@ -3,32 +3,24 @@
 What Gold must hold is computed here with nothing but the standard library, from the file.
 """
 
-import csv
-import gzip
 import json
-import math
 import random
 import re
 import signal
 import socket
-import statistics
 import subprocess
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import psutil
-import psycopg
 import pytest
 
-from apps.demo import STAGES, shifted
+from apps.demo import STAGES
 from apps.local import is_free
 from pipeline.settings import Settings
 from pipeline.stage import PORTS
-from tests.processes import PIPELINE, books, succeed, until
+from tests.processes import PIPELINE, until
 from tests.services import ROOT
 
 NAB = ROOT / "tests" / "data" / "nab" / "replay.csv.gz"
@@ -81,62 +73,6 @@ def stage(process: subprocess.Popen[bytes], name: str) -> psutil.Process | None:
     return None
 
 
-def ask(settings: Settings, sql: str) -> list[dict[str, Any]]:
-    """Rows of a query, asked in a second shell."""
-    return list(json.loads(succeed(settings, "query", "--format", "json", "--limit", "0", sql)))
-
-
-def nab() -> list[dict[str, Any]]:
-    """The file's readings, in its order, with times as datetimes and values in both units."""
-    with gzip.open(NAB, "rt") as lines:
-        rows: list[dict[str, Any]] = list(csv.DictReader(lines))
-    for row in rows:
-        row["at"] = datetime.fromisoformat(row["timestamp"])
-        row["degF"] = float(row["value"])
-        row["degC"] = (row["degF"] - 32) * 5 / 9
-    return rows
-
-
-def quantile(ordered: list[float], q: float) -> float:
-    place = (len(ordered) - 1) * q
-    below, above = ordered[math.floor(place)], ordered[math.ceil(place)]
-    return below + (above - below) * (place - math.floor(place))
-
-
-def expected_windows(rows: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, float | None]]:
-    """(sensor, start of the window) -> what Gold must hold of it."""
-    values: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for row in rows:
-        start = row["at"] - timedelta(minutes=row["at"].minute % 5, seconds=row["at"].second)
-        values[row["sensor_id"], f"{start:%Y-%m-%dT%H:%M:%SZ}"].append(row["degC"])
-    return {
-        key: {
-            "count": len(window),
-            "sum": math.fsum(window),
-            "avg": math.fsum(window) / len(window),
-            "min": min(window),
-            "max": max(window),
-            "p50": quantile(sorted(window), 0.50),
-            "p95": quantile(sorted(window), 0.95),
-            "p99": quantile(sorted(window), 0.99),
-            "std": statistics.stdev(window) if len(window) > 1 else None,
-        }
-        for key, window in values.items()
-    }
-
-
-def late(rows: list[dict[str, Any]]) -> set[str]:
-    """Event ids of the readings more than ten minutes behind the newest before them."""
-    newest: dict[str, datetime] = {}
-    found = set()
-    for row in rows:
-        seen = newest.get(row["sensor_id"], row["at"])
-        if row["at"] < seen - timedelta(minutes=10):
-            found.add(row["event_id"])
-        newest[row["sensor_id"]] = max(seen, row["at"])
-    return found
-
-
 def test_a_fleet_reaches_gold_within_a_minute_and_ctrl_c_leaves_no_process(tmp_path: Path, offset: int) -> None:
     with demo(tmp_path, offset) as (process, printed):
 
@@ -172,59 +108,6 @@ def test_a_file_goes_through_to_the_warehouse_and_the_books_balance(tmp_path: Pa
     assert (told["gold"], told["warehouse"], told["late"]) == (READINGS, READINGS, 9)
     assert (told["gaps"], told["repeats"]) == ([], [])
     assert "The books balance." in printed.read_text()
-
-
-def test_gold_and_the_warehouse_hold_what_the_file_says_and_sigterm_leaves_no_process(
-    tmp_path: Path, offset: int
-) -> None:
-    settings = shifted(Settings(), offset)
-    rows = nab()
-    with demo(tmp_path, offset, "--replay-csv", str(NAB)) as (process, printed):
-
-        def complete() -> bool:
-            assert process.poll() is None, printed.read_text()
-            state = books(settings)
-            return bool(state["balanced"]) and state["raw"] == READINGS
-
-        until(complete, "the file in the warehouse", 120)
-        silver = ask(settings, "SELECT * FROM silver.readings")
-        gold = ask(settings, "SELECT * FROM gold.sensor_5min")
-        warehouse = settings.warehouse
-        with psycopg.connect(host=warehouse.host, port=warehouse.port, user="postgres") as connection:
-            loaded = connection.execute(
-                "SELECT sensor_id, window_start, count, avg, std, p95 FROM analytics.fact_sensor_5min"
-            ).fetchall()
-        assert stopped_by(signal.SIGTERM, process) == []
-        assert process.returncode == 0, printed.read_text()
-
-    sent = {row["event_id"]: row for row in rows}
-    assert len(sent) == len(silver) == READINGS
-    assert {(row["unit"], row["original_unit"]) for row in silver} == {("degC", "degF")}
-    assert {row["event_id"]: row["original_value"] for row in silver} == {
-        key: row["degF"] for key, row in sent.items()
-    }
-    assert all(math.isclose(row["value"], sent[row["event_id"]]["degC"], rel_tol=1e-12) for row in silver)
-    assert {row["event_id"] for row in silver if row["is_late"]} == late(rows)
-    assert len(late(rows)) == 9
-
-    expected = expected_windows(rows)
-    found = {(row["sensor_id"], row["window_start"]): row for row in gold}
-    assert len(found) == len(gold)
-    assert found.keys() == expected.keys()
-    for key, window in expected.items():
-        near = {
-            name: number if number is None else pytest.approx(number, rel=1e-9) for name, number in window.items()
-        }
-        assert {name: found[key][name] for name in window} == near, key
-    assert sum(row["count"] for row in gold) == READINGS
-    assert [row["count"] for row in gold if row["count"] != 1] == [2] * 12
-
-    columns = ("count", "avg", "std", "p95")
-    in_warehouse = {
-        (sensor, f"{start.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"): values for sensor, start, *values in loaded
-    }
-    assert len(in_warehouse) == len(loaded)
-    assert in_warehouse == {key: [row[name] for name in columns] for key, row in found.items()}
 
 
 def test_a_taken_port_is_told_before_anything_starts(tmp_path: Path, offset: int) -> None:
