@@ -146,8 +146,7 @@ class _Source:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._moved = False
-        static = {"group.instance.id": kafka.instance(settings, STAGE)}
-        self._consumer = kafka.consumer(settings, settings.group(STAGE), **static)
+        self._consumer = kafka.consumer(settings, settings.group(STAGE), **kafka.membership(settings, STAGE))
 
         def moved(_consumer: Any, partitions: list[TopicPartition]) -> None:
             log.info("partitions moved: %s", sorted(each.partition for each in partitions))

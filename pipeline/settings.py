@@ -32,6 +32,10 @@ class Kafka(_Group):
     topic_prefix: str = Field("", description="Put before each topic's name")
     group_prefix: str = Field("pipeline", description="Consumer groups and transactional ids start with it")
     instance: str = Field("0", description="Ordinal of this replica: makes transactional ids stable")
+    static_members: bool = Field(
+        False,
+        description="Replicas come back to their partitions by their `instance`, at once; the demo's broker cannot",
+    )
     timeout_s: PositiveFloat = Field(10.0, description="For one request to the broker")
 
 

@@ -78,7 +78,11 @@ def settings(kafka: str, lake_settings: config.Lake, postgres: config.Warehouse,
     """Everything for one pipeline of one's own: topics, groups, lake, database; any free port for the probes."""
     return Settings(
         kafka=config.Kafka(
-            bootstrap_servers=kafka, topic_prefix=unique("t") + ".", group_prefix=unique("g"), partitions=4
+            bootstrap_servers=kafka,
+            topic_prefix=unique("t") + ".",
+            group_prefix=unique("g"),
+            partitions=4,
+            static_members=choose_broker() != EMBEDDED,
         ),
         lake=lake_settings,
         warehouse=postgres,
