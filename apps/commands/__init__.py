@@ -1,0 +1,1 @@
+"""The command line, a module for each group of commands. They import what they run only when they run it."""

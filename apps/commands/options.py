@@ -1,0 +1,37 @@
+"""What the commands share: their settings, and options that mean the same everywhere."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pipeline.settings import Settings
+
+UntilCaughtUp = Annotated[bool, typer.Option("--until-caught-up", help="Work on what is there, then exit.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+DEBUG = "--debug" in sys.argv[1:]
+"""It may stand after any command."""
+
+
+def group(help: str) -> typer.Typer:
+    """An empty group of commands."""
+    return typer.Typer(help=help, no_args_is_help=True, rich_markup_mode=None)
+
+
+def stage_settings() -> "Settings":
+    """Settings of a command that works until it is stopped."""
+    from pipeline.settings import load_settings
+
+    return load_settings()
+
+
+def tool_settings(name: str) -> "Settings":
+    """Settings of a command that answers and exits: of its logs, only errors matter."""
+    from pipeline import logs
+    from pipeline.settings import load_settings
+
+    settings = load_settings()
+    logs.configure(name, settings, "DEBUG" if DEBUG else "CRITICAL")
+    return settings

@@ -1,0 +1,92 @@
+"""Commands that answer and exit, and the demo."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from apps.commands.options import Json, tool_settings
+
+app = typer.Typer()
+
+
+@app.command()
+def reconcile(
+    wait: Annotated[float, typer.Option(help="Seconds to wait for the stages to reach a cut taken now.")] = 30.0,
+    as_json: Json = False,
+) -> None:
+    """Prove that every reading is where it belongs. Exit 0: balanced, 1: not, 2: cannot tell."""
+    settings = tool_settings("reconcile")
+    from apps.reconcile import run
+
+    raise typer.Exit(run(settings, wait_s=wait, as_json=as_json))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check every part and say what to do. Exit 0: all well, 1: not.
+
+    Connections, topics, consumer groups, bucket, tables and versions, warehouse.
+    """
+    settings = tool_settings("doctor")
+    from apps.doctor import run
+
+    raise typer.Exit(run(settings, as_json=as_json))
+
+
+class Format(StrEnum):
+    """How query prints."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+
+
+@app.command()
+def query(
+    sql: Annotated[str, typer.Argument(help='E.g. "SELECT * FROM gold.sensor_5min LIMIT 5".')],
+    output: Annotated[Format, typer.Option("--format", help="How to print the rows.")] = Format.table,
+    limit: Annotated[int, typer.Option(min=0, help="Rows to print at most; 0: all.")] = 1000,
+) -> None:
+    """Ask the lake's tables in SQL (Polars')."""
+    settings = tool_settings("query")
+    from apps.query import run
+
+    run(settings, sql, output=output.value, limit=limit)
+
+
+@app.command()
+def config(as_json: Json = False) -> None:
+    """Show every setting and its variable, secrets masked."""
+    from apps.config import run
+
+    run(as_json=as_json)
+
+
+@app.command()
+def demo(
+    replay_csv: Annotated[Path | None, typer.Option(help="Send this CSV file (gzip too), not a fleet.")] = None,
+    until_done: Annotated[
+        bool,
+        typer.Option("--until-done", help="Wait for the file, print the books and stop; exit 0 if they balance."),
+    ] = False,
+    report: Annotated[Path | None, typer.Option(help="Write the books to this JSON file.")] = None,
+    port_offset: Annotated[int, typer.Option(help="Added to every port.")] = 0,
+    rate: Annotated[float | None, typer.Option(help="Events a second of the fleet.")] = None,
+    sensors: Annotated[int | None, typer.Option(help="Sensors in the fleet.")] = None,
+) -> None:
+    """Run broker, store, warehouse and all stages on this machine."""
+    settings = tool_settings("demo")
+    from apps.demo import run
+
+    code = run(
+        settings,
+        replay_csv=replay_csv,
+        until_done=until_done,
+        report=report,
+        port_offset=port_offset,
+        rate=rate,
+        sensors=sensors,
+    )
+    raise typer.Exit(code)
