@@ -11,7 +11,7 @@ from deltalake import DeltaTable
 
 from contracts.derive import FACTS, LEDGER, SCHEMA, Fact
 from pipeline import aggregate, changefeed, metrics
-from pipeline.errors import HistoryMismatch, TransientError
+from pipeline.errors import Conflict, HistoryMismatch, TransientError
 from pipeline.lake import Lake, translated
 from pipeline.settings import Settings
 from pipeline.stage import poll, retrying, running, source_exists
@@ -102,6 +102,7 @@ class Loader:
         rows = 0
         grid = GRIDS[fact.window]
         with self._warehouse.load(fact) as load:
+            self._refuse_the_past(fact, load.shown, target)
             windows = _changed(fact, gold, load.shown, target)
             if windows is None:
                 pieces = cut(grid.count(gold), self._max_rows)
@@ -117,6 +118,20 @@ class Loader:
                 load.finish(target, windows)
         return rows
 
+    def _refuse_the_past(self, fact: Fact, shown: Loaded | None, target: Loaded) -> None:
+        """Raises Conflict where another loader has loaded more than `target`, HistoryMismatch where the fact table
+        shows a version that Gold does not have, however often one looks."""
+        if shown is None or shown.table_id != target.table_id or shown.version <= target.version:
+            return
+        newest = self._lake.open(fact.table)
+        if str(newest.metadata().id) != shown.table_id or newest.version() >= shown.version:
+            raise Conflict(f"another loader has brought {fact.name} to version {shown.version} of {fact.table.path}")
+        raise HistoryMismatch(
+            f"{SCHEMA}.{fact.name} shows version {shown.version} of {fact.table.path}, which is only at "
+            f"{newest.version()}: the lake was restored to an earlier state.",
+            f"DELETE FROM {SCHEMA}.{LEDGER} WHERE table_name = '{fact.name}': it is then loaded anew.",
+        )
+
     def _newest(self, fact: Fact) -> DeltaTable:
         self._calls += 1
         if self._calls % _REOPEN_AFTER == 0:
@@ -130,21 +145,12 @@ class Loader:
 
 
 def _changed(fact: Fact, gold: DeltaTable, shown: Loaded | None, target: Loaded) -> pl.Series | None:
-    """Windows that changed since, in order; None: all, since the fact table shows nothing of this Gold table.
-
-    Raises HistoryMismatch where it shows a version that Gold does not have.
-    """
+    """Windows that changed since, in order; None: all, since the fact table shows nothing of this Gold table."""
     if shown is None:
         return None
     if shown.table_id != target.table_id:
         log.warning("%s was created anew: %s is loaded anew", fact.table.path, fact.name)
         return None
-    if shown.version > target.version:
-        raise HistoryMismatch(
-            f"{SCHEMA}.{fact.name} shows version {shown.version} of {fact.table.path}, which is only at "
-            f"{target.version}: the lake was restored to an earlier state.",
-            f"DELETE FROM {SCHEMA}.{LEDGER} WHERE table_name = '{fact.name}': it is then loaded anew.",
-        )
     windows = pl.Series(dtype=fact.table.schema[fact.window])
     if shown.version < target.version:
         for frame in changefeed.batches(gold, shown.version + 1, target.version, [fact.window]):

@@ -233,6 +233,21 @@ def test_windows_that_gold_no_longer_has_go(world: World, loader: Loader) -> Non
     assert world.rows(SENSORS)["window_start"].to_list() == [START]
 
 
+def test_a_loader_that_looked_at_gold_before_another_one_loaded_comes_again(world: World, loader: Loader) -> None:
+    world.add(1)
+    loader.open()
+    before, seen = world.lake.open(SENSORS.table), loader._newest
+    world.add(2)
+    with closing(Loader(world.settings, Lake(world.settings.lake))) as faster:
+        load_all(faster)
+    loader._newest = lambda fact: before  # type: ignore[method-assign]  # it is slow: what it saw is old by now
+    with pytest.raises(Conflict, match="another loader"):
+        loader.load(SENSORS)
+    loader._newest = seen  # type: ignore[method-assign]
+    assert loader.load(SENSORS) == 0
+    world.assert_warehouse_is_gold()
+
+
 def test_gold_restored_to_an_earlier_version_stops_the_load(world: World, loader: Loader) -> None:
     world.add(1)
     load_all(loader)
