@@ -22,7 +22,7 @@ from contracts.tables import BRONZE_READINGS, SILVER_QUARANTINE, SILVER_READINGS
 from pipeline import __version__, history, metrics, slices
 from pipeline.copies import IDENTITY, Copies, first_readings
 from pipeline.errors import Conflict, HistoryMismatch, PipelineError
-from pipeline.lake import Lake, append, progress, translated
+from pipeline.lake import Lake, append, covering, follows, progress, translated
 from pipeline.refine import Refined, State, prepare, refine, suspects
 from pipeline.settings import Settings
 from pipeline.slices import starts_of
@@ -113,7 +113,8 @@ class Silver:
         outbox = _with_lineage(refined.quarantined, now).select(_NONE.columns)
 
         manifest = self._put(target, state, readings["sensor_id"], outbox, known.manifest)
-        append(tables.readings, SILVER_READINGS, valid, {COVERED: target, STATE: manifest.attempt})
+        versions = covering(COVERED, tables.bronze, target) | {STATE: manifest.attempt}
+        append(tables.readings, SILVER_READINGS, valid, versions)
         self._copies.accepted(valid)
         self._known = _Known(target, manifest.attempt, manifest, state, outbox)
         self._deliver(tables, self._known)
@@ -139,7 +140,7 @@ class Silver:
         assert self._known
         covered, latest = self._known.version, self._tables.bronze.version()
         if covered is not None and covered > latest:
-            raise self._mismatch(SILVER_READINGS, covered, BRONZE_READINGS, latest)
+            raise self._mismatch(SILVER_READINGS, covered, f"{BRONZE_READINGS.path} only at {latest}")
         return self._tables, self._known
 
     def _open(self, now: datetime) -> None:
@@ -147,14 +148,18 @@ class Silver:
         deliver what a crash left in the outbox."""
         bronze, quarantine = self._lake.open(BRONZE_READINGS), self._lake.ensure(SILVER_QUARANTINE)
         self._tables = tables = _Tables(bronze, self._lake.ensure(SILVER_READINGS), quarantine)
+        with translated(f"read the log of {BRONZE_READINGS.path}"):
+            bronze.update_incremental()  # after Silver: another replica may have covered what came in between
         version, attempt = progress(tables.readings, COVERED), progress(tables.readings, STATE)
+        if version is not None and not follows(tables.readings, COVERED, bronze):
+            raise self._mismatch(SILVER_READINGS, version, f"but of another {BRONZE_READINGS.path} than there is now")
         self._copies.use(tables.readings, tables.quarantine)
         if self._known and (self._known.version, self._known.attempt) == (version, attempt):
             return
         self._copies.clear()
         delivered = progress(tables.quarantine, COVERED)
         if delivered is not None and (version is None or delivered > version):  # it was opened first
-            raise self._mismatch(SILVER_QUARANTINE, delivered, SILVER_READINGS, version)
+            raise self._mismatch(SILVER_QUARANTINE, delivered, f"{SILVER_READINGS.path} only at {version}")
         if version is None:
             self._known = _Known(None, None, None, State.empty(self._settings.detection), _NONE)
             return
@@ -162,10 +167,9 @@ class Silver:
         if delivered != version:
             self._deliver(tables, self._known)
 
-    def _mismatch(self, ahead: Table, covered: int, behind: Table, version: int | None) -> HistoryMismatch:
+    def _mismatch(self, table: Table, covered: int, but: str) -> HistoryMismatch:
         return HistoryMismatch(
-            f"{ahead.path} is at version {covered} of Bronze, {behind.path} only at {version}: one was recreated or "
-            "restored.",
+            f"{table.path} is at version {covered} of Bronze, {but}: one was recreated or restored.",
             f"Remove {self._lake.uri('silver')} and {self._lake.uri('_state/silver')}: Silver is then built again.",
         )
 

@@ -5,6 +5,7 @@ and a restart reads them back. A writer appends with the table object whose prog
 the commit when another writer moved any of its app ids in between, and nothing else fences it.
 """
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -177,6 +178,29 @@ def progress(table: DeltaTable, app_id: str) -> int | None:
     """The version that the last commit of `app_id` carried, as this table object sees it; None before the first."""
     version: int | None = table.transaction_version(app_id)
     return version
+
+
+def covering(app_id: str, source: DeltaTable, version: int) -> dict[str, int]:
+    """Progress to commit: `version` of this very source is covered. A table that is made anew at the same address has
+    another id, and its versions mean something else: so the id goes along, in a number that a transaction can hold.
+    """
+    return {app_id: version, _source_id(app_id): _fingerprint(source)}
+
+
+def follows(table: DeltaTable, app_id: str, source: DeltaTable) -> bool:
+    """Is the progress of `app_id` about this very source? What was committed before the source's id went along is
+    taken to be; the next commit notes it."""
+    noted = progress(table, _source_id(app_id))
+    return noted is None or noted == _fingerprint(source)
+
+
+def _source_id(app_id: str) -> str:
+    return f"{app_id}#table"
+
+
+def _fingerprint(table: DeltaTable) -> int:
+    """63 bits of the id that a Delta table gets when it is created."""
+    return int.from_bytes(hashlib.sha256(str(table.metadata().id).encode()).digest()[:8]) >> 1
 
 
 def append(table: DeltaTable, definition: Table, frame: pl.DataFrame, versions: Mapping[str, int]) -> None:

@@ -106,11 +106,7 @@ class Refresh:
         done = NOTHING if done is None else done
         version = source.version()
         if done > version:
-            raise HistoryMismatch(
-                f"{self._derived.target.path} covers version {done} of {self._derived.source.path}, which is only at "
-                f"{version}: it was recreated or restored.",
-                f"Remove {self._lake.uri(self._derived.target.path)}: it is then built again from its source.",
-            )
+            raise self._mismatch(f"version {done} of {self._derived.source.path}, which is only at {version}")
         if done == version:
             return 0
         if self._recent_at != done:
@@ -139,11 +135,20 @@ class Refresh:
         self._calls += 1
         if self._tables is None or self._calls % _REOPEN_AFTER == 0:
             target = self._lake.ensure(self._derived.target)
-            self._tables = (self._lake.open(self._derived.source), target)
+            source = self._lake.open(self._derived.source)
+            if not lake.follows(target, self._derived.app_id, source):
+                raise self._mismatch(f"another {self._derived.source.path} than the one that is there now")
+            self._tables = (source, target)
         else:
             with lake.translated(f"read the log of {self._derived.source.path}"):
                 self._tables[0].update_incremental()
         return self._tables
+
+    def _mismatch(self, covered: str) -> HistoryMismatch:
+        return HistoryMismatch(
+            f"{self.name} covers {covered}: it was recreated or restored.",
+            f"Remove {self._lake.uri(self.name)}: it is then built again from its source.",
+        )
 
     def _replace(self, source: DeltaTable, target: DeltaTable, changes: Changes, done: int, version: int) -> bool:
         """Compute and replace the windows that changed; the last commit moves the progress to `version`.
@@ -160,14 +165,15 @@ class Refresh:
         else:
             self._recent.drop(changes.starts.to_list())
         if not pieces:  # compaction: new files, the same rows
-            lake.append(target, derived.target, pl.DataFrame(schema=derived.target.schema), {derived.app_id: version})
+            nothing = pl.DataFrame(schema=derived.target.schema)
+            lake.append(target, derived.target, nothing, lake.covering(derived.app_id, source, version))
         for number, piece in enumerate(pieces, start=1):
             if not self._go_on():
                 return False
             rows = self._rows(source, piece, keep=len(pieces) == 1)
             covered = version if number == len(pieces) else done
-            where = sql(piece, derived.window)
-            lake.replace(target, derived.target, derived.compute(rows), {derived.app_id: covered}, where)
+            progress, where = lake.covering(derived.app_id, source, covered), sql(piece, derived.window)
+            lake.replace(target, derived.target, derived.compute(rows), progress, where)
             metrics.LAKE_COMMITS.labels(table=derived.target.path).inc()
         return True
 

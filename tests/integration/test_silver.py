@@ -472,15 +472,78 @@ def test_without_bronze_there_is_nothing_to_do(tmp_path: Path, lake: Lake) -> No
     assert not (tmp_path / "silver").exists()
 
 
-def test_a_bronze_that_was_recreated_is_told(tmp_path: Path, lake: Lake) -> None:
-    parts = batches(bronze_rows(FEED))
-    for piece in parts[:3]:
+def test_a_bronze_that_was_restored_to_an_earlier_version_is_told(tmp_path: Path, lake: Lake) -> None:
+    for piece in batches(bronze_rows(FEED))[:3]:
         commit(lake, piece)
     catch_up(fresh(local(tmp_path)))
-    shutil.rmtree(tmp_path / "bronze")
-    commit(lake, parts[0])
+    for version in (2, 3):
+        (tmp_path / "bronze" / "readings" / "_delta_log" / f"{version:020}.json").unlink()
     with pytest.raises(HistoryMismatch, match=r"silver/readings is at version 3 .* only at 1"):
         fresh(local(tmp_path)).cycle(NOW)
+
+
+@pytest.mark.parametrize("told_when", ["when it starts", "while it runs"])
+def test_a_bronze_that_was_recreated_and_has_more_versions_than_silver_covers_is_told(
+    tmp_path: Path, lake: Lake, monkeypatch: pytest.MonkeyPatch, told_when: str
+) -> None:
+    monkeypatch.setattr(silver, "_REOPEN_AFTER", 1)
+    parts = batches(bronze_rows(FEED))
+    worker = fresh(local(tmp_path))
+    for part in parts[:3]:
+        commit(lake, part)
+    catch_up(worker)
+    shutil.rmtree(tmp_path / "bronze")
+    for part in parts:
+        commit(lake, part)
+    before = content(lake, SILVER_READINGS)
+    with pytest.raises(HistoryMismatch, match=r"silver/readings .* another bronze/readings") as told:
+        (worker if told_when == "while it runs" else fresh(local(tmp_path))).cycle(NOW)
+    assert "Remove" in told.value.todo
+    assert_frame_equal(content(lake, SILVER_READINGS), before)
+    for path in ("silver", "_state/silver"):  # as the error says
+        shutil.rmtree(tmp_path / path)
+    assert catch_up(fresh(local(tmp_path))) == len(FEED)
+
+
+def test_a_silver_from_before_the_source_was_noted_goes_on_and_notes_it(
+    tmp_path: Path, lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = batches(bronze_rows(FEED))
+    commit(lake, parts[0])
+    with monkeypatch.context() as before:
+        before.setattr(silver, "covering", lambda app_id, _source, version: {app_id: version})
+        catch_up(fresh(local(tmp_path)))
+    commit(lake, parts[1])
+    assert fresh(local(tmp_path)).cycle(NOW) == len(parts[1])
+    shutil.rmtree(tmp_path / "bronze")
+    for part in parts:
+        commit(lake, part)
+    with pytest.raises(HistoryMismatch, match="another bronze/readings"):
+        fresh(local(tmp_path)).cycle(NOW)
+
+
+def test_a_silver_that_starts_while_another_commits_finds_nothing_wrong_with_the_history(
+    tmp_path: Path, lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other gets a version further between the first and the second table that the one that starts opens."""
+    first, second, third, *_ = batches(bronze_rows(FEED))
+    commit(lake, first)
+    other, starting = fresh(local(tmp_path)), fresh(local(tmp_path))
+    other.cycle(NOW)
+    look = Lake.open
+
+    def looked(self: Lake, table: Table) -> Any:
+        opened = look(self, table)
+        if self is starting._lake:
+            monkeypatch.setattr(Lake, "open", look)
+            commit(lake, second)
+            assert other.cycle(NOW) == len(second)
+        return opened
+
+    monkeypatch.setattr(Lake, "open", looked)
+    assert starting.cycle(NOW) == 0
+    commit(lake, third)
+    assert starting.cycle(NOW) == len(third)
 
 
 def test_silver_readings_that_were_restored_without_their_quarantine_are_told(tmp_path: Path, lake: Lake) -> None:

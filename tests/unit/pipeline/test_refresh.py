@@ -255,7 +255,48 @@ def test_there_is_no_gold_without_silver(tmp_path: Path) -> None:
 def test_gold_that_is_ahead_of_silver_stops(source: Silver) -> None:
     source.append([reading(1)])
     refreshes(source.lake)[0]()
-    shutil.rmtree(source.lake.uri(SILVER_READINGS.path))
-    source.lake.ensure(SILVER_READINGS)
+    (Path(source.lake.uri(SILVER_READINGS.path)) / "_delta_log" / f"{1:020}.json").unlink()
     with pytest.raises(HistoryMismatch, match="which is only at 0"):
+        refreshes(source.lake)[0]()
+
+
+def recreated(source: Silver, readings: list[Reading]) -> None:
+    """Another Silver in the place of the one before, one commit for each reading."""
+    shutil.rmtree(source.lake.uri(SILVER_READINGS.path))
+    source.table, source.readings = source.lake.ensure(SILVER_READINGS), []
+    for each in readings:
+        source.append([each])
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["while it runs", "when it starts"])
+def test_a_source_that_was_recreated_and_has_more_versions_than_the_table_covers_stops(
+    source: Silver, monkeypatch: pytest.MonkeyPatch, running: bool
+) -> None:
+    monkeypatch.setattr(refreshing, "_REOPEN_AFTER", 1)
+    gold = refreshes(source.lake)
+    source.append([reading(1), reading(301)])
+    for refresh in gold:
+        refresh()
+    recreated(source, [reading(1), reading(601), reading(902)])
+    gold = gold if running else refreshes(source.lake)
+    for refresh, table in zip(gold, GOLD, strict=True):
+        with pytest.raises(HistoryMismatch, match=f"{table.path} .* another (silver/readings|gold/sensor_5min)") as told:
+            refresh()
+        assert f"Remove {source.lake.uri(table.path)}" in told.value.todo
+        shutil.rmtree(source.lake.uri(table.path))  # as the error says
+        assert refreshes(source.lake)[gold.index(refresh)]() > 0
+    source.assert_gold_is_right()
+
+
+def test_a_table_from_before_its_source_was_noted_goes_on_and_notes_it(
+    source: Silver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source.append([reading(1)])
+    with monkeypatch.context() as before:
+        before.setattr(lakes, "covering", lambda app_id, _source, version: {app_id: version})
+        refreshes(source.lake)[0]()
+    source.append([reading(2)])
+    assert refreshes(source.lake)[0]() == 1
+    recreated(source, [reading(1), reading(601), reading(902)])
+    with pytest.raises(HistoryMismatch, match="another silver/readings"):
         refreshes(source.lake)[0]()
