@@ -16,16 +16,7 @@ import pyarrow as pa
 import quixstreams
 
 from contracts.tables import BRONZE_ANOMALIES, BRONZE_DEAD_LETTERS, BRONZE_READINGS, Table
-from contracts.wire import (
-    DLQ_MESSAGE,
-    DLQ_OFFSET,
-    DLQ_PARTITION,
-    DLQ_REASON,
-    DLQ_TIMESTAMP,
-    DLQ_TOPIC,
-    DLQ_VERSION,
-    Anomaly,
-)
+from contracts.wire import Anomaly, DeadLetterHeader
 from pipeline import kafka, offsets, stream
 from pipeline.errors import ContractBroken, HistoryMismatch
 from pipeline.lake import Lake, append, progress
@@ -139,10 +130,11 @@ def check(settings: Settings, lake: Lake, flow: Flow) -> None:
     read what the table does not have (the lake was wiped or restored). Messages that expired unread are logged.
     """
     name, group = kafka.topic(settings, flow.topic), settings.group("bronze")
-    ends, lows = offsets.end_offsets(settings, flow.topic), offsets.low_offsets(settings, flow.topic)
-    read = offsets.committed(settings, group, flow.topic)
+    # Another replica may be writing, first to the topic, then the table, then the group: so they are asked backwards.
+    read, lows = offsets.committed(settings, group, flow.topic), offsets.low_offsets(settings, flow.topic)
     opened = lake.ensure(flow.table)
-    stored = positions(opened, name, ends)
+    stored = positions(opened, name, lows)
+    ends = offsets.end_offsets(settings, flow.topic)
     identity = kafka.topic_id(settings, flow.topic)
     table = lake.uri(flow.table.path)
     another = identity is not None and progress(opened, f"{name}#{identity}") is None
@@ -210,18 +202,19 @@ def dead_letters(messages: Sequence[Message], now: datetime) -> Decoded:
 
 
 def _dead_letter(message: Message) -> Mapping[str, object]:
-    # the last header of a name wins: ours come after those of the raw message
-    told = {name: _text(value) for name, value in message.headers or () if name.startswith("dlq.")}
+    # the last header of a name wins: ours come after those of the raw message, which may be anything
+    headers = dict(message.headers or ())
+    told = {name: _text(headers[name.value]) for name in DeadLetterHeader if name is not DeadLetterHeader.TRUNCATED}
     return {
-        "raw_topic": told[DLQ_TOPIC],
-        "raw_partition": _number(told[DLQ_PARTITION], 2**31),
-        "raw_offset": _number(told[DLQ_OFFSET], 2**63),
-        "raw_timestamp": _number(told[DLQ_TIMESTAMP], 2**53) * 1000,
-        "reason": told[DLQ_REASON],
-        "message": told[DLQ_MESSAGE],
+        "raw_topic": told[DeadLetterHeader.TOPIC],
+        "raw_partition": _number(told[DeadLetterHeader.PARTITION], 2**31),
+        "raw_offset": _number(told[DeadLetterHeader.OFFSET], 2**63),
+        "raw_timestamp": _number(told[DeadLetterHeader.TIMESTAMP], 2**53) * 1000,
+        "reason": told[DeadLetterHeader.REASON],
+        "message": told[DeadLetterHeader.MESSAGE],
         "key": message.key,
         "value": message.value,
-        "app_version": told[DLQ_VERSION],
+        "app_version": told[DeadLetterHeader.VERSION],
         "batch_partition": message.partition,
         "batch_offset": message.offset,
     }

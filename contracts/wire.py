@@ -74,17 +74,6 @@ class DeadLetterHeader(StrEnum):
 LABEL_HEADER = "anomaly"
 """Kafka header with which the simulator marks an injected anomaly; detection never sees it."""
 
-DLQ_REASON = "dlq.reason"
-DLQ_MESSAGE = "dlq.message"
-DLQ_TOPIC = "dlq.topic"
-DLQ_PARTITION = "dlq.partition"
-DLQ_OFFSET = "dlq.offset"
-DLQ_TIMESTAMP = "dlq.timestamp"
-DLQ_VERSION = "dlq.version"
-"""Headers added to a dead letter, each UTF-8 text: why (a Reason), what exactly, where it came from (the broker's
-append time in epoch milliseconds), and the version of the pipeline that refused it.
-Its own headers stay before them."""
-
 UTC_MICROSECONDS = "%Y-%m-%dT%H:%M:%S%.6fZ"
 """How Polars writes and reads the times below."""
 

@@ -280,7 +280,9 @@ def test_a_source_that_was_recreated_and_has_more_versions_than_the_table_covers
     recreated(source, [reading(1), reading(601), reading(902)])
     gold = gold if running else refreshes(source.lake)
     for refresh, table in zip(gold, GOLD, strict=True):
-        with pytest.raises(HistoryMismatch, match=f"{table.path} .* another (silver/readings|gold/sensor_5min)") as told:
+        with pytest.raises(
+            HistoryMismatch, match=f"{table.path} .* another (silver/readings|gold/sensor_5min)"
+        ) as told:
             refresh()
         assert f"Remove {source.lake.uri(table.path)}" in told.value.todo
         shutil.rmtree(source.lake.uri(table.path))  # as the error says
