@@ -35,7 +35,7 @@ from pipeline.errors import HistoryMismatch, PipelineError, TransientError
 from pipeline.lake import Lake, progress, translated
 from pipeline.settings import Settings
 from pipeline.sink import positions
-from pipeline.warehouse import Warehouse
+from pipeline.warehouse import Warehouse, storable
 
 T = TypeVar("T")
 
@@ -256,8 +256,8 @@ def _gold_windows(gold: DeltaTable) -> pl.DataFrame:
 
 
 def _storable_windows(gold: DeltaTable) -> pl.DataFrame:
-    """As the warehouse can hold them: it has no NUL."""
-    return _gold_windows(gold).with_columns(pl.col(pl.String).str.replace_all("\x00", "\ufffd", literal=True))
+    """As the warehouse can hold them."""
+    return storable(_gold_windows(gold))
 
 
 def _collect(frame: pl.LazyFrame) -> pl.DataFrame:

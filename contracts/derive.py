@@ -125,7 +125,8 @@ def wire_schema() -> dict[str, Any]:
     _, components = msgspec.json.schema_components([Reading])
     schema = components["Reading"]
     properties = schema["properties"]
-    properties["sensor_id"]["pattern"] = r"^[^\u0000-\u001f\u007f-\u009f]*$"  # no Unicode Cc, as pipeline.decode asks
+    for name in ("event_id", "sensor_id", "location", "unit"):
+        properties[name]["pattern"] = r"^[^\u0000-\u001f\u007f-\u009f]*$"  # no Unicode Cc, as pipeline.decode asks
     properties["sensor_type"]["description"] = "A type of the sensor registry"
     properties["timestamp"] |= {
         "format": "date-time",

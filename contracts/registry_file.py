@@ -1,13 +1,14 @@
 """The registry's YAML: what may be written in it, and where each mistake is."""
 
 import re
+import unicodedata
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic_core import ErrorDetails
 
 try:
@@ -76,6 +77,12 @@ def _range(value: object) -> object:
     return value
 
 
+def _without_control_characters(text: str) -> str:
+    if any(unicodedata.category(letter) == "Cc" for letter in text):
+        raise ValueError("a name has no control characters")
+    return text
+
+
 # Bounds that keep every mean, deviation and score finite, whatever is measured.
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-1e12, le=1e12)]
 Positive = Annotated[Number, Field(ge=1e-9)]
@@ -83,7 +90,9 @@ Range = Annotated[tuple[Number, Number], BeforeValidator(_range)]
 Interval = Annotated[int, BeforeValidator(_duration)]
 Repeats = Annotated[int, Field(strict=True, ge=2, le=1_000_000)]
 Time = Annotated[int, BeforeValidator(_time)]
-Text = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=128)]
+Text = Annotated[
+    str, StringConstraints(strict=True, min_length=1, max_length=128), AfterValidator(_without_control_characters)
+]
 
 
 _LEFT_OUT: Any = None

@@ -1,6 +1,6 @@
 """The wire: what a device sends to `sensors.raw`, and why a message is refused.
 
-One UTF-8 JSON object per message, keyed by sensor_id. Unknown fields are ignored. Whatever does not
+One UTF-8 JSON object per message, keyed by sensor_id. Unknown fields are ignored, and told of. Whatever does not
 fit becomes a dead letter with one of the reasons below: a closed list, so that it can be counted.
 """
 
@@ -16,7 +16,7 @@ Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 class Reading(msgspec.Struct, gc=False, frozen=True):
     """One sensor reading as it comes from a device.
 
-    What is cheaper to judge a column at a time, `pipeline.decode` judges: that `sensor_id` has no control character
+    What is cheaper to judge a column at a time, `pipeline.decode` judges: that no text has a control character
     (Unicode category Cc), `sensor_type`, and `timestamp`, which stays text here.
     """
 

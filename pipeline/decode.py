@@ -4,11 +4,12 @@ Only the JSON decode goes message by message; everything else is judged a column
 whatever the bytes are, a message comes out as one valid row or as one `Dead` with its reason.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 import polars as pl
 
 from contracts.wire import Reading, Reason
@@ -70,7 +71,7 @@ _decoder = msgspec.json.Decoder(Reading)
 _syntax = msgspec.json.Decoder(msgspec.Raw)
 
 
-def decode(messages: RawMessages, *, sensor_types: Iterable[str], now: datetime, clock_skew_s: float) -> Split:
+def decode(messages: RawMessages, *, sensor_types: Collection[str], now: datetime, clock_skew_s: float) -> Split:
     """Split raw messages into readings and dead letters; every message is in exactly one of them.
 
     `now` is timezone-aware. An event time from 1970 to `now` + `clock_skew_s` is accepted, both included.
@@ -101,10 +102,15 @@ def decode(messages: RawMessages, *, sensor_types: Iterable[str], now: datetime,
     frame = pl.concat([frame, origin if not dead else origin[kept]], how="horizontal").with_columns(
         timestamp=parse_rfc3339(frame["sent"])
     )
-    frame = frame.with_columns(refused=_refused(sensor_types, now + timedelta(seconds=clock_skew_s)))
-    if frame["refused"].null_count() < len(frame):
-        dead += _explained(frame.filter(pl.col("refused").is_not_null()), sorted(sensor_types))
-        frame = frame.filter(pl.col("refused").is_null())
+    rules = _rules(frame, sensor_types, now + timedelta(seconds=clock_skew_s))
+    frame = frame.with_columns(
+        broken=pl.coalesce(pl.when(rule.broken).then(number) for number, rule in enumerate(rules))
+    )
+    if frame["broken"].null_count() < len(frame):
+        for row in frame.filter(pl.col("broken").is_not_null()).drop("timestamp").iter_rows(named=True):
+            rule = rules[row["broken"]]
+            dead.append(Dead(row["row"], rule.reason, rule.says(row)[:MAX_MESSAGE]))
+        frame = frame.filter(pl.col("broken").is_null())
     return Split(frame.select(READING_SCHEMA.names()).cast(READING_SCHEMA), sorted(dead))
 
 
@@ -151,40 +157,64 @@ def _not_a_reading(row: int, value: bytes, message: str) -> Dead:
 
 
 _CONTROL = r"[\x00-\x1f\x7f-\x9f]"
+_TEXTS = ("event_id", "sensor_id", "location", "unit")
+"""Whatever a device likes: timestamp and sensor_type are among what is allowed, which has no control character."""
 
 
-def _refused(sensor_types: Iterable[str], latest: datetime) -> pl.Expr:
-    """The reason why a decoded reading is refused, the first in this order; null where it is valid."""
+class _Rule(NamedTuple):
+    """What a decoded reading must not be: where it is `broken`, and what that `says` of a row."""
+
+    reason: Reason
+    broken: pl.Expr
+    says: Callable[[dict[str, Any]], str]
+
+
+def _rules(frame: pl.DataFrame, sensor_types: Collection[str], latest: datetime) -> list[_Rule]:
+    """In order: the first that is broken counts. What it says may not use `timestamp`: Python has no year 0."""
     time = pl.col("timestamp")
-    return (
-        pl.when(pl.col("sensor_id").str.contains(_CONTROL) | (pl.col("unit").str.len_bytes() > MAX_UNIT_BYTES))
-        .then(pl.lit(Reason.INVALID_FIELD.value))
-        .when(time.is_null())
-        .then(pl.lit(Reason.BAD_TIMESTAMP.value))
-        .when((time < datetime(1970, 1, 1, tzinfo=UTC)) | (time > latest))
-        .then(pl.lit(Reason.TIMESTAMP_OUT_OF_RANGE.value))
-        .when(~pl.col("sensor_type").is_in(list(sensor_types)))
-        .then(pl.lit(Reason.UNKNOWN_SENSOR_TYPE.value))
+    return [
+        *(_no_control_character(name) for name in _TEXTS if not _is_plain(frame[name])),
+        _Rule(
+            Reason.INVALID_FIELD,
+            pl.col("unit").str.len_bytes() > MAX_UNIT_BYTES,
+            lambda _: f"unit is longer than {MAX_UNIT_BYTES} bytes",
+        ),
+        _Rule(
+            Reason.BAD_TIMESTAMP,
+            time.is_null(),
+            lambda row: f"timestamp {row['sent']!r:.80} is not RFC 3339 with a zone",
+        ),
+        _Rule(
+            Reason.TIMESTAMP_OUT_OF_RANGE,
+            time < datetime(1970, 1, 1, tzinfo=UTC),
+            lambda row: f"timestamp {row['sent']!r:.80} is before 1970",
+        ),
+        _Rule(
+            Reason.TIMESTAMP_OUT_OF_RANGE,
+            time > latest,
+            lambda row: f"timestamp {row['sent']!r:.80} is in the future",
+        ),
+        _Rule(
+            Reason.UNKNOWN_SENSOR_TYPE,
+            ~pl.col("sensor_type").is_in(list(sensor_types)),
+            lambda row: f"sensor_type {row['sensor_type']!r:.80} is none of {', '.join(sorted(sensor_types))}",
+        ),
+    ]
+
+
+def _no_control_character(name: str) -> _Rule:
+    return _Rule(
+        Reason.INVALID_FIELD,
+        pl.col(name).str.contains(_CONTROL),
+        lambda row: f"{name} {row[name]!r:.80} has a control character",
     )
 
 
-def _explained(refused: pl.DataFrame, sensor_types: Sequence[str]) -> list[Dead]:
-    dead = []
-    # Not the time itself: Python has no year 0 and none after 9999.
-    for row in refused.select("row", "refused", "sensor_id", "sensor_type", "unit", "sent").iter_rows(named=True):
-        reason = Reason(row["refused"])
-        if reason is Reason.UNKNOWN_SENSOR_TYPE:
-            message = f"sensor_type {row['sensor_type']!r:.80} is none of {', '.join(sensor_types)}"
-        elif reason is Reason.INVALID_FIELD and len(row["unit"].encode()) > MAX_UNIT_BYTES:
-            message = f"unit is longer than {MAX_UNIT_BYTES} bytes"
-        elif reason is Reason.INVALID_FIELD:
-            message = f"sensor_id {row['sensor_id']!r:.80} has a control character"
-        elif reason is Reason.BAD_TIMESTAMP:
-            message = f"timestamp {row['sent']!r:.80} is not RFC 3339 with a zone"
-        else:
-            message = f"timestamp {row['sent']!r:.80} is before 1970 or in the future"
-        dead.append(Dead(row["row"], reason, message[:MAX_MESSAGE]))
-    return dead
+def _is_plain(texts: pl.Series) -> bool:
+    """Whether all is printable ASCII, as it mostly is: then nothing has to be looked for text by text."""
+    data = texts.to_arrow(compat_level=pl.CompatLevel.oldest()).buffers()[2]
+    letters = np.frombuffer(data or b"", dtype=np.uint8)
+    return bool(letters.min(initial=0x20) >= 0x20 and letters.max(initial=0x20) < 0x7F)
 
 
 _RFC3339 = (

@@ -44,13 +44,8 @@ class PostgreSQL:
         )
 
     def copy(self, cursor: psycopg.Cursor[tuple[Any, ...]], name: str, frame: pl.DataFrame) -> None:
-        """Binary COPY, 200,000 rows a second; text is no faster from columns, since the server has to parse it.
-
-        PostgreSQL has no NUL character: it becomes U+FFFD.
-        """
-        texts = [column for column, dtype in frame.schema.items() if dtype == pl.String]
-        storable = frame.with_columns(pl.col(texts).str.replace_all("\x00", "\ufffd", literal=True))
+        """Binary COPY, 200,000 rows a second; text is no faster from columns, since the server has to parse it."""
         with cursor.copy(sql.SQL("COPY {} FROM STDIN (FORMAT binary)").format(sql.Identifier(name))) as copy:
-            copy.set_types([_TYPES[dtype] for dtype in storable.schema.values()])
-            for row in storable.iter_rows(buffer_size=_ROWS):
+            copy.set_types([_TYPES[dtype] for dtype in frame.schema.values()])
+            for row in frame.iter_rows(buffer_size=_ROWS):
                 copy.write_row(row)

@@ -257,10 +257,16 @@ def test_gold_restored_to_an_earlier_version_stops_the_load(world: World, loader
         loader.load(SENSORS)
 
 
-def test_a_location_with_a_nul_is_loaded_with_a_replacement(world: World, loader: Loader) -> None:
-    world.add(1, location='no\x00rth,"\\.\n\\N')
+def test_locations_that_differ_by_a_nul_are_loaded_apart(world: World, loader: Loader) -> None:
+    """From before the wire refused control characters."""
+    beside = ["\x00", "\ufffd", "\x01", "0", "\x010", "\x01\x00", "\x011"]
+    for number, odd in enumerate(beside):
+        world.add(3 * number, location=f'no{odd}rth,"\\.\n\\N')
     load_all(loader)
-    assert world.rows(SENSORS)["location"].to_list() == ['no�rth,"\\.\n\\N']
+    assert world.rows(SENSORS)["count"].to_list() == [1] * len(beside)
+    assert sorted(world.rows(SENSORS)["location"]) == sorted(
+        f'no{odd}rth,"\\.\n\\N' for odd in ["\x010", "\ufffd", "\x011", "0", "\x0110", "\x011\x010", "\x0111"]
+    )
 
 
 def test_counts_come_with_the_version_that_they_are_of(world: World, loader: Loader) -> None:

@@ -345,6 +345,10 @@ SENSOR = CO2 + "sensors:\n  s:\n    - {type: co2, location: here}\n"
         ),
         (SENSOR.replace("type: co2", "type: co"), "line 10, column 8: sensors.s.0.type: there is no type 'co': co2"),
         (SENSOR.replace("here}", "''}"), "line 10, column 19: sensors.s.0.location: String should have at least 1"),
+        (
+            SENSOR.replace("here}", r'"a\tb"}'),
+            r"line 10, column 19: sensors.s.0.location: a name has no control characters, not 'a\tb'",
+        ),
         (SENSOR.replace("here}", "here, interval: null}"), "sensors.s.0.interval: an interval is a number with one"),
         (
             SENSOR.replace("here}", "here, operating: null}"),

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts.wire import Reason
+from pipeline import decode as decoding
 from pipeline.decode import MAX_UNIT_BYTES, READING_SCHEMA, RawMessages, Split, decode, parse_rfc3339
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -66,8 +67,8 @@ ACCEPTED: dict[str, bytes] = {
     "last of two equal fields wins": b'{"value": 7, ' + wire()[1:],
     "128 code points of four bytes": wire(sensor_id="\U0001f321" * 128, event_id="\U0001f321" * 128),
     "surrogate pair": wire(location="@").replace(b"@", b"\\ud83c\\udf21"),
-    "control character outside sensor_id": wire(location="a\tb", event_id="\x00"),
-    "format character in sensor_id": wire(sensor_id="a\u200bb"),
+    "format character": wire(sensor_id="a\u200bb", location="\u2028"),
+    "what Unicode puts next to control characters": wire(sensor_id=" ~\xa0", location="\xad", event_id="\ufffd"),
     "empty unit": wire(unit=""),
     "unit beyond ASCII": wire(unit="°C"),
     "long unit": wire(unit="x" * MAX_UNIT_BYTES),
@@ -122,8 +123,9 @@ REFUSED: dict[str, tuple[Reason, bytes | None]] = {
         for name in ("event_id", "sensor_id", "location")
     },
     **{
-        f"U+{code:04X} in sensor_id": (Reason.INVALID_FIELD, wire(sensor_id=f"a{chr(code)}b"))
+        f"U+{code:04X} in {name}": (Reason.INVALID_FIELD, wire(**{name: f"a{chr(code)}b"}))
         for code in (0x00, 0x09, 0x0A, 0x1F, 0x7F, 0x80, 0x9F)
+        for name in ("event_id", "sensor_id", "location", "unit")
     },
     "sensor_id ends with a newline": (Reason.INVALID_FIELD, wire(sensor_id="s-1\n")),
     "number as event_id": (Reason.INVALID_FIELD, wire(event_id=5)),
@@ -142,6 +144,7 @@ REFUSED: dict[str, tuple[Reason, bytes | None]] = {
     "year 0": (Reason.TIMESTAMP_OUT_OF_RANGE, wire(timestamp="0000-01-01T00:00:00Z")),
     "year 9999": (Reason.TIMESTAMP_OUT_OF_RANGE, wire(timestamp="9999-12-31T23:59:59-23:59")),
     "unknown type": (Reason.UNKNOWN_SENSOR_TYPE, wire(sensor_type="colour")),
+    "type with a control character": (Reason.UNKNOWN_SENSOR_TYPE, wire(sensor_type="temperature\x00")),
     "type in capitals": (Reason.UNKNOWN_SENSOR_TYPE, wire(sensor_type="Temperature")),
 }
 
@@ -172,6 +175,30 @@ def test_a_message_that_breaks_the_contract_becomes_a_dead_letter_with_its_reaso
 
 def test_every_reason_has_a_case() -> None:
     assert {reason for reason, _ in REFUSED.values()} == set(Reason)
+
+
+def test_a_message_with_a_control_character_says_in_which_field() -> None:
+    dead = split([wire(), wire(unit="\x00"), wire(location="é"), wire(location="a\x00b")]).dead
+    assert [(each.row, each.message) for each in dead] == [
+        (1, r"unit '\x00' has a control character"),
+        (3, r"location 'a\x00b' has a control character"),
+    ]
+
+
+def test_without_any_one_rule_some_message_would_be_a_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mutation check: each rule has a case that no other refuses."""
+    values = [value for _, value in REFUSED.values()]
+    every_rule, refused = decoding._rules, len(split(values).dead)
+    assert refused == len(values)
+    for left_out in range(9):
+        with monkeypatch.context() as mutated:
+            mutated.setattr(decoding, "_rules", lambda *given, n=left_out: _without(n, every_rule(*given)))
+            assert len(split(values).dead) < refused, f"no case is refused by rule {left_out} alone"
+
+
+def _without(number: int, rules: list[decoding._Rule]) -> list[decoding._Rule]:
+    assert len(rules) == 9
+    return rules[:number] + rules[number + 1 :]
 
 
 def test_a_mixed_batch_keeps_order_and_places() -> None:

@@ -2,14 +2,17 @@
 
 import socket
 
+import polars as pl
 import psycopg
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from psycopg import errors
 
 from contracts.derive import FACTS
 from pipeline import settings as config
 from pipeline.errors import AccessDenied, BadInput, Conflict, NotSetUp, PipelineError, Unreachable
-from pipeline.warehouse import Warehouse, translated
+from pipeline.warehouse import Warehouse, storable, translated
 
 SETTINGS = config.Warehouse(host="wh.example", port=5439, database="dev", user="loader")
 
@@ -48,3 +51,13 @@ def test_a_port_where_nobody_listens_is_named() -> None:
 def test_redshift_is_refused_with_the_setting_that_helps() -> None:
     with pytest.raises(BadInput, match="PIPELINE_WAREHOUSE__DIALECT"):
         Warehouse(config.Warehouse(dialect="redshift"))
+
+
+@given(st.lists(st.text("\x00\x0101\ufffda", max_size=128), unique=True, max_size=20))
+def test_different_texts_stay_different_and_fit_without_nul(texts: list[str]) -> None:
+    stored = storable(pl.DataFrame({"location": pl.Series(texts, dtype=pl.String)}))["location"].to_list()
+    assert len(set(stored)) == len(texts)
+    for text, kept in zip(texts, stored, strict=True):
+        assert "\x00" not in kept
+        assert len(kept.encode()) <= 512
+        assert kept == text or set(text) & {"\x00", "\x01"}
