@@ -46,6 +46,7 @@ def run(settings: Settings, *, until_caught_up: bool = False) -> None:
     with running("detect", settings) as stage:
         prepare(registry, settings.detection)
         retrying(settings, "find the topics", lambda: kafka.require_topics(settings, kafka.READINGS, kafka.ANOMALIES))
+        retrying(settings, "compare group and topic", lambda: offsets.check_group(settings, "detect", kafka.READINGS))
         goal = retrying(settings, "find the topic's end", lambda: offsets.end_offsets(settings, kafka.READINGS))
 
         def done() -> bool:

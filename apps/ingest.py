@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from confluent_kafka import OFFSET_BEGINNING, KafkaException, Message, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from quixstreams.kafka import Producer
 from quixstreams.kafka.exceptions import KafkaBrokerUnavailableError
 
@@ -63,6 +63,8 @@ class _Work:
     targets: Mapping[int, int] | None
     positions: dict[int, int] = field(default_factory=dict)
     """The offset to read next, of each partition that something was committed of here."""
+    expired: dict[int, int] = field(default_factory=dict)
+    """The end of what is known to have expired unread, by partition: it is told once."""
 
     def until_trouble(self) -> bool:
         """Work; True when all is done. False at trouble after some work, so that the time of the retries begins
@@ -70,7 +72,7 @@ class _Work:
         """
         before = dict(self.positions)
         try:
-            with _clients(self.settings) as (source, sink):
+            with _clients(self.settings, self.expired) as (source, sink):
                 while not self.stage.stopping.is_set():
                     self.stage.beat()
                     messages = source.read()
@@ -121,8 +123,11 @@ class _Work:
                 place = letter.pop("partition") % self.partitions[kafka.DEAD_LETTERS]
                 sink.produce(kafka.topic(settings, kafka.DEAD_LETTERS), partition=place, **letter)
             raw = kafka.topic(settings, kafka.RAW)
+            places = [
+                TopicPartition(raw, partition, offset, source.topic_id) for partition, offset in positions.items()
+            ]
             sink.send_offsets_to_transaction(
-                [TopicPartition(raw, partition, offset) for partition, offset in positions.items()],
+                [*places, TopicPartition(readings, 0, 0, source.topic_id)],
                 source.group_metadata(),
                 settings.kafka.timeout_s,
             )
@@ -141,12 +146,17 @@ class _Work:
 
 
 class _Source:
-    """The consumer of sensors.raw: reads in batches, and never across a rebalance."""
+    """The consumer of sensors.raw: reads in batches, never across a rebalance, and never jumps silently."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, expired: dict[int, int]) -> None:
         self._settings = settings
+        self._expired = expired
         self._moved = False
-        self._consumer = kafka.consumer(settings, settings.group(STAGE), **kafka.membership(settings, STAGE))
+        self.topic_id = kafka.topic_id(settings, kafka.RAW) or ""
+        """Committed with the offsets, as their metadata: those of a topic of the same name that is gone mean nothing
+        in this one. And, as the broker deletes them with the topic, with an offset of sensors.readings, too."""
+        extra = {"auto.offset.reset": "error", **kafka.membership(settings, STAGE)}
+        self._consumer = kafka.consumer(settings, settings.group(STAGE), **extra)
 
         def moved(_consumer: Any, partitions: list[TopicPartition]) -> None:
             log.info("partitions moved: %s", sorted(each.partition for each in partitions))
@@ -159,34 +169,52 @@ class _Source:
 
         What was read in a call in which partitions moved may by now belong to another instance: it is dropped. The
         committed offsets are then asked for and set here: left to itself librdkafka begins at the earliest message
-        when partitions move twice while a transaction with their offsets is still open.
+        when partitions move twice while a transaction with their offsets is still open. So it is when retention
+        passed the place where the client reads.
         """
         ingest = self._settings.ingest
         with kafka_errors.translated(self._settings, f"read {kafka.RAW}"):
             messages: list[Message] = self._consumer.consume(ingest.max_messages, ingest.linger_s)
-            if self._moved:
+            errors = [message.error() for message in messages if message.error() is not None]
+            if self._moved or any(error.code() == KafkaError._AUTO_OFFSET_RESET for error in errors):
                 self._consumer.assign(self._committed())
                 self._moved = False
                 return []
-            for message in messages:
-                if message.error() is not None:
-                    raise KafkaException(message.error())
+            if errors:
+                raise KafkaException(errors[0])
         if not messages:
             self._insist_on_broker()
         return messages
 
     def _committed(self) -> list[TopicPartition]:
-        """Where each assigned partition goes on. Waits while a transaction with its offset is open."""
+        """Where each assigned partition goes on. Waits while a transaction with its offset is open.
+
+        Raises HistoryMismatch where the topic is not the one that the offsets are of.
+        """
         assigned: list[TopicPartition] = self._consumer.assignment()
         if not assigned:
             return []
-        places: list[TopicPartition] = self._consumer.committed(assigned, self._settings.kafka.timeout_s)
+        noted = TopicPartition(kafka.topic(self._settings, kafka.READINGS), 0)
+        places: list[TopicPartition] = self._consumer.committed([*assigned, noted], self._settings.kafka.timeout_s)
         for place in places:
             if place.error is not None:
                 raise KafkaException(place.error)
-            if place.offset < 0:
-                place.offset = OFFSET_BEGINNING
-        return places
+            if place.metadata and self.topic_id and place.metadata != self.topic_id:
+                raise offsets.recreated(self._settings, STAGE, kafka.RAW, "is another one of that name")
+        return [self._settled(place) for place in places if place.topic != noted.topic]
+
+    def _settled(self, place: TopicPartition) -> TopicPartition:
+        """A committed place, or the first message that is still there; what no longer is, is told."""
+        partition, at = place.partition, max(place.offset, 0)
+        low, end = self._consumer.get_watermark_offsets(place, self._settings.kafka.timeout_s)
+        if at > end:
+            why = f"has nothing from {end} on in partition {partition}, where {at} comes next"
+            raise offsets.recreated(self._settings, STAGE, kafka.RAW, why)
+        told = max(at, self._expired.get(partition, 0))
+        if told < low:
+            offsets.tell_expired(self._settings, STAGE, kafka.RAW, partition, told, low)
+            self._expired[partition] = low
+        return TopicPartition(place.topic, partition, max(at, low))
 
     def _insist_on_broker(self) -> None:
         try:
@@ -206,12 +234,12 @@ class _Source:
 
 
 @contextmanager
-def _clients(settings: Settings) -> Iterator[tuple[_Source, Producer]]:
+def _clients(settings: Settings, expired: dict[int, int]) -> Iterator[tuple[_Source, Producer]]:
     """A consumer in the group, and a transactional producer that has fenced its predecessor."""
     sink = kafka.producer(settings, **kafka.transactional(settings, STAGE))
     with kafka_errors.translated(settings, "open the transactional producer"):
         sink.poll(0)  # connects: initialises the transactions, which ends those of a predecessor
-    source = _Source(settings)
+    source = _Source(settings, expired)
     try:
         yield source, sink
     finally:

@@ -92,6 +92,8 @@ class _Audit:
 
         cut, complete = self._await(ingested)
         unread = 0 if complete else _behind(cut, goal)
+        if complete:  # below the goal is nothing left to read; whether there was something, the holes tell
+            cut = {partition: max(end, cut.get(partition, 0)) for partition, end in goal.items()}
         tables = {}
         for topic, table in ((kafka.READINGS, BRONZE_READINGS), (kafka.DEAD_LETTERS, BRONZE_DEAD_LETTERS)):
             written = offsets.end_offsets(settings, topic)
@@ -104,8 +106,7 @@ class _Audit:
         readings, dead = (_collect(pl.scan_delta(opened).select(books.RAW_KEY)) for opened in tables.values())
         placed = pl.concat([readings, dead])
         low = offsets.low_offsets(settings, kafka.RAW)
-        first = dict(placed.group_by("raw_partition").agg(pl.col("raw_offset").min()).iter_rows())
-        holes = books.holes(placed, {p: min(offset, first.get(p, offset)) for p, offset in low.items()}, cut)
+        holes = books.holes(placed, {}, cut)
         entry = books.raw_against_bronze(
             readings,
             dead,

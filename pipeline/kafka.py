@@ -113,12 +113,14 @@ def _on_error(error: KafkaError) -> None:
 def consumer(settings: Settings, group: str, **extra: Any) -> Consumer:
     """A consumer that starts at the earliest message, reads committed ones only and commits nothing by itself.
 
-    `extra` is librdkafka's configuration, e.g. `**{"enable.partition.eof": True}`.
+    `extra` is librdkafka's configuration, e.g. `**{"enable.partition.eof": True}`. With `auto.offset.reset` `error` a
+    position that the topic does not have is an error message, in place of a silent jump to the oldest.
     """
+    reset = extra.pop("auto.offset.reset", "earliest")
     return Consumer(
         broker_address=_connection(settings),
         consumer_group=group,
-        auto_offset_reset="earliest",
+        auto_offset_reset=reset,
         auto_commit_enable=False,
         logger=log,
         error_callback=_on_error,

@@ -29,6 +29,9 @@ LATENCY = Histogram(
     buckets=(0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 30, 60, 300, 900, 3600),
 )
 
+EXPIRED = Counter(
+    "pipeline_expired", "Offsets that retention deleted before a stage read them", ["stage", "partition"]
+)
 DEAD_LETTERS = Counter("pipeline_dead_letters", "Raw messages that could not be decoded", ["reason"])
 QUARANTINED = Counter("pipeline_quarantined", "Readings that break the Silver contract", ["rule"])
 ANOMALIES = Counter("pipeline_anomalies", "Readings flagged, once for each rule", ["rule"])

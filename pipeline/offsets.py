@@ -3,15 +3,19 @@
 Topics are named without the prefix.
 """
 
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 
-from pipeline import kafka
+from pipeline import kafka, metrics
+from pipeline.errors import HistoryMismatch
 from pipeline.kafka_errors import translated
 from pipeline.settings import Settings
+
+log = logging.getLogger(__name__)
 
 
 def end_offsets(settings: Settings, name: str) -> dict[int, int]:
@@ -32,6 +36,43 @@ def committed(settings: Settings, group: str, name: str) -> dict[int, int]:
         answers = reader.committed(asked, timeout=settings.kafka.timeout_s)
         _raise_first(answers)
     return {answer.partition: answer.offset for answer in answers if answer.offset >= 0}
+
+
+def check_group(settings: Settings, stage: str, name: str) -> None:
+    """Can the stage's group go on where it stopped? Raises HistoryMismatch where the topic does not have that place;
+    what expired unread is told, as `tell_expired` does.
+    """
+    low, end = low_offsets(settings, name), end_offsets(settings, name)
+    for partition, at in committed(settings, settings.group(stage), name).items():
+        if at > end[partition]:
+            why = f"has nothing from {end[partition]} on in partition {partition}, where {at} comes next"
+            raise recreated(settings, stage, name, why)
+        if at < low[partition]:
+            tell_expired(settings, stage, name, partition, at, low[partition])
+
+
+def recreated(settings: Settings, stage: str, name: str, why: str) -> HistoryMismatch:
+    """The stage's group has read another topic of that name; `why` says how that shows."""
+    return HistoryMismatch(
+        f"{kafka.topic(settings, name)} was recreated: it is not the one that group {settings.group(stage)} has read, "
+        f"for it {why}.",
+        "Rows of the lake and progress of the stages are known by the offsets of a topic that is gone. Begin beside "
+        "them: set PIPELINE_KAFKA__TOPIC_PREFIX, PIPELINE_KAFKA__GROUP_PREFIX and PIPELINE_LAKE__URI to new names, "
+        "then `pipeline topics create`.",
+    )
+
+
+def tell_expired(settings: Settings, stage: str, name: str, partition: int, first: int, end: int) -> None:
+    """Log and count the offsets from `first` to `end` - 1: retention deleted them before the stage read them."""
+    log.error(
+        "%s, partition %d: offsets %d to %d expired before %s read them, and are lost: keep messages for longer.",
+        kafka.topic(settings, name),
+        partition,
+        first,
+        end - 1,
+        stage,
+    )
+    metrics.EXPIRED.labels(stage=stage, partition=str(partition)).inc(end - first)
 
 
 def drained(settings: Settings, name: str, positions: Mapping[int, int], targets: Mapping[int, int]) -> bool:

@@ -17,9 +17,9 @@ from confluent_kafka.admin import AdminClient
 
 from apps import ingest
 from pipeline import kafka as broker
-from pipeline import offsets
+from pipeline import metrics, offsets
 from pipeline import settings as config
-from pipeline.errors import NotSetUp, TerminalError, Unreachable
+from pipeline.errors import HistoryMismatch, NotSetUp, TerminalError, Unreachable
 from pipeline.microbatch import unpack
 from pipeline.settings import Settings
 from tests.processes import spawn, until
@@ -292,6 +292,87 @@ def test_offsets_in_an_open_transaction_are_waited_for(settings: Settings) -> No
     assert readings + dead == Counter(
         {(partition, offset): 1 for partition, end in ends.items() for offset in range(150, end)}
     )
+
+
+def expire(settings: Settings, offset: int) -> None:
+    """As retention does, in every partition."""
+    admin = broker.admin_client(settings)
+    places = [
+        TopicPartition(broker.topic(settings, broker.RAW), partition, offset) for partition in range(PARTITIONS)
+    ]
+    for future in admin.delete_records(places).values():
+        future.result(10)
+
+
+def lost() -> dict[str, float]:
+    samples = next(iter(metrics.EXPIRED.collect())).samples
+    return {each.labels["partition"]: each.value for each in samples if each.name.endswith("_total")}
+
+
+@pytest.mark.skipif(embedded, reason="the embedded broker deletes no records")
+def test_messages_that_expired_unread_are_told_exactly_and_once(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics.EXPIRED.clear()
+    produce(settings, range(400))
+    ingest.run(settings, until_caught_up=True)
+    done = offsets.committed(settings, settings.group("ingest"), broker.RAW)
+    produce(settings, range(400, 800))
+    expire(settings, 130)
+    ingest.run(settings, until_caught_up=True)
+    raw = broker.topic(settings, broker.RAW)
+    told = [record.getMessage() for record in caplog.records if "expired" in record.getMessage()]
+    assert sorted(each.split(" before")[0] for each in told) == [
+        f"{raw}, partition {partition}: offsets {at} to 129 expired" for partition, at in sorted(done.items())
+    ]
+    assert lost() == {str(partition): 130 - at for partition, at in done.items()}
+    readings, dead = places(settings)
+    ends = offsets.end_offsets(settings, broker.RAW)
+    kept = {(p, offset) for p, end in ends.items() for offset in (*range(done[p]), *range(130, end))}
+    assert readings + dead == Counter(dict.fromkeys(kept, 1))
+
+
+@pytest.mark.skipif(embedded, reason="the embedded broker deletes no records")
+def test_a_reader_that_retention_overtook_goes_on_from_the_oldest_message(settings: Settings) -> None:
+    metrics.EXPIRED.clear()
+    produce(settings, range(400))
+    expired: dict[int, int] = {}
+    source = ingest._Source(settings, expired)
+    until(source.read, "its first messages")
+    expire(settings, 60)
+    source._consumer.seek(TopicPartition(broker.topic(settings, broker.RAW), 0, 20))
+    until(lambda: source.read() or expired, "the broker's refusal")
+    assert expired == dict.fromkeys(range(PARTITIONS), 60)
+    assert lost() == {str(partition): 60 for partition in range(PARTITIONS)}
+    again = until(source.read, "what is left")
+    assert min(message.offset() for message in again) >= 60
+    source.close()
+
+
+@pytest.mark.skipif(embedded, reason="the embedded broker's topics have no identity")
+def test_a_topic_that_was_made_anew_ends_it_with_the_way_out(settings: Settings) -> None:
+    produce(settings, range(400))
+    ingest.run(settings, until_caught_up=True)
+    admin, raw = AdminClient(broker.client(settings)), broker.topic(settings, broker.RAW)
+    admin.delete_topics([raw])[raw].result(10)
+    until(lambda: raw not in admin.list_topics(timeout=10).topics, "the topic to go")
+    broker.create_topics(settings)
+    assert offsets.committed(settings, settings.group("ingest"), broker.RAW) == {}, "they went with the topic"
+    produce(settings, range(900))
+    with pytest.raises(HistoryMismatch, match="another one of that name") as told:
+        ingest.run(settings, until_caught_up=True)
+    assert "PIPELINE_KAFKA__TOPIC_PREFIX" in told.value.todo
+    assert offsets.committed(settings, settings.group("ingest"), broker.RAW) == {}, "nothing of it was read"
+
+
+def test_offsets_that_a_topic_does_not_have_end_it_with_the_way_out(settings: Settings) -> None:
+    """They come from elsewhere: a topic restored from a copy, or offsets set by hand."""
+    produce(settings, range(40))
+    elsewhere = settings.model_copy(update={"kafka": settings.kafka.model_copy(update={"static_members": False})})
+    with broker.consumer(elsewhere, settings.group("ingest")) as member:
+        member.commit(offsets=[TopicPartition(broker.topic(settings, broker.RAW), 0, 100)], asynchronous=False)
+    with pytest.raises(HistoryMismatch, match="nothing from 10 on in partition 0, where 100 comes next"):
+        ingest.run(settings, until_caught_up=True)
 
 
 def test_it_ends_at_once_where_there_is_nothing(settings: Settings) -> None:

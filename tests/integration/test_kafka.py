@@ -139,6 +139,26 @@ def test_committed_offsets_leave_out_what_was_never_committed(settings: Settings
     assert offsets.committed(settings, group, broker.RAW) == {1: 7}
 
 
+def test_a_group_that_cannot_go_on_where_it_stopped_is_told(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker.create_topics(settings)
+    send(producer(settings), settings, {0: 10})
+    places = [TopicPartition(broker.topic(settings, broker.RAW), 0, offset) for offset in (2, 6, 11)]
+    with broker.consumer(settings, settings.group("detect")) as member:
+        member.commit(offsets=places[:1], asynchronous=False)
+        offsets.check_group(settings, "detect", broker.RAW)
+        if choose_broker() != EMBEDDED:
+            broker.admin_client(settings).delete_records(places[1:2])[places[1]].result(10)
+            offsets.check_group(settings, "detect", broker.RAW)
+            assert "partition 0: offsets 2 to 5 expired before detect read them" in caplog.text
+        member.commit(offsets=places[2:], asynchronous=False)
+        with pytest.raises(
+            HistoryMismatch, match="recreated.* nothing from 10 on in partition 0, where 11 comes next"
+        ):
+            offsets.check_group(settings, "detect", broker.RAW)
+
+
 def test_drained_looks_for_committed_messages_and_no_others(settings: Settings) -> None:
     broker.create_topics(settings)
     client = producer(settings)

@@ -128,6 +128,13 @@ class Layers:
                 producer.produce(topic=kafka.topic(self.settings, name), partition=0, value=str(number).encode())
             producer.commit_transaction(10.0)
 
+    def expire(self, offset: int) -> None:
+        """As retention does: the raw messages below the offset are gone."""
+        place = TopicPartition(kafka.topic(self.settings, kafka.RAW), 0, offset)
+        admin = kafka.admin_client(self.settings)
+        for future in admin.delete_records([place]).values():
+            future.result(10)
+
     def add(self, table: Table, rows: pl.DataFrame, **versions: int) -> None:
         append(self.lake.ensure(table), table, rows, versions)
 
@@ -317,17 +324,23 @@ def test_compaction_changes_nothing(layers: Layers) -> None:
 
 
 def test_expired_messages_are_no_gap_where_they_are_in_bronze(layers: Layers) -> None:
-    place = TopicPartition(kafka.topic(layers.settings, kafka.RAW), 0, 6)
-    from confluent_kafka.admin import AdminClient
-
-    admin = AdminClient(kafka.client(layers.settings))
-    for future in admin.delete_records([place]).values():
-        future.result()
+    layers.expire(6)
     assert reconcile(layers.settings).exit_code == 0
     drop(layers, BRONZE_READINGS, "raw_offset = 3")
     entry = reconcile(layers.settings).entries[0]
     assert entry.balanced
     assert "partition 0: offsets 3 to 3" in entry.unknown[0]
+
+
+def test_messages_that_expired_while_ingest_was_down_are_named_and_nothing_balances(layers: Layers) -> None:
+    """Nothing is left to read, so the topic looks drained: what was in it is nowhere all the same."""
+    layers.send(5)
+    layers.expire(16)
+    books = reconcile(layers.settings)
+    assert books.exit_code == 2
+    assert books.to_dict()["unknown"] == [
+        "raw -> bronze: partition 0: offsets 11 to 15 are in no table and have expired in Kafka"
+    ]
 
 
 def test_a_waiting_reconcile_sees_the_stages_catch_up(layers: Layers) -> None:
