@@ -54,8 +54,8 @@ def check_group(settings: Settings, stage: str, name: str) -> None:
 def recreated(settings: Settings, stage: str, name: str, why: str) -> HistoryMismatch:
     """The stage's group has read another topic of that name; `why` says how that shows."""
     return HistoryMismatch(
-        f"{kafka.topic(settings, name)} was recreated: it is not the one that group {settings.group(stage)} has read, "
-        f"for it {why}.",
+        f"{kafka.topic(settings, name)} was recreated: it is not the one that group {settings.group(stage)} has "
+        f"read, for it {why}.",
         "Rows of the lake and progress of the stages are known by the offsets of a topic that is gone. Begin beside "
         "them: set PIPELINE_KAFKA__TOPIC_PREFIX, PIPELINE_KAFKA__GROUP_PREFIX and PIPELINE_LAKE__URI to new names, "
         "then `pipeline topics create`.",
