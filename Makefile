@@ -1,6 +1,6 @@
 # Needs python3 (3.11 or newer) and make; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types audit requirements check-requirements bench clean
+.PHONY: help setup demo test lint format types audit requirements check-requirements bench faults clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -56,6 +56,9 @@ check-requirements: setup ## Do the pins fit pyproject.toml? (A newer version so
 
 bench: setup ## Readings per second and CPU per reading of each stage
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+faults: setup ## Faults, seeded, against a whole pipeline, and an audit (FAULT_SEED, FAULT_ROUNDS; ARGS=--quick)
+	@$(BIN)/python -m tests.faults.schedule $(ARGS)
 
 clean: ## Remove what was built, .venv included
 	rm -rf .venv .demo .kafka .benchmarks .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist

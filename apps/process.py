@@ -58,7 +58,8 @@ class Process:
         self._asked = False
 
     def start(self) -> None:
-        """Start it; its log begins anew."""
+        """Start it, for the first time or after it ended; its log begins anew."""
+        self._asked = False
         owner = f"{self._owner[0]}:{self._owner[1]}" if self._owner else ""
         tether = [sys.executable, "-I", "-S", "-c", _TETHER, str(os.getpid()), str(int(self._death_signal)), owner]
         self.log.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """An HTTP proxy in front of the object store that fails as it is told to."""
 
 import threading
+import time
 from collections.abc import Callable
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -8,9 +9,19 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
-Fault = Callable[[str, str], int | str | None]
-"""(method, path) -> what happens: None: the store answers; a number: this HTTP status instead; `silence`: the
-connection is closed without passing the request on; `lost`: it is passed on, and its answer dropped."""
+Fault = Callable[[str, str], int | float | str | None]
+"""(method, path) -> what happens. None: the store answers; a whole number: this HTTP status instead; any other
+number: the store answers so many seconds late; `silence`: the connection is closed without passing the request on;
+`lost`: it is passed on, and its answer dropped; `truncated`: only half of the answer comes, and then nothing."""
+
+CODES = {
+    403: "ExpiredToken",
+    409: "OperationAborted",
+    412: "PreconditionFailed",
+    500: "InternalError",
+    503: "SlowDown",
+}
+"""What S3 calls these statuses in the answer's body."""
 
 
 class FaultProxy:
@@ -36,13 +47,13 @@ class FaultProxy:
                 proxy.requests.append((self.command, self.path))
                 fault = proxy.fault(self.command, self.path)
                 if isinstance(fault, int):
-                    self.send_response(fault)
-                    self.send_header("Content-Length", "0")
-                    self.end_headers()
+                    self.refuse(fault)
                     return
                 if fault == "silence":
                     self.close_connection = True
                     return
+                if isinstance(fault, float):
+                    time.sleep(fault)  # the fault itself: the store is slow
                 connection = HTTPConnection(address.hostname or "", address.port, timeout=30)
                 connection.request(self.command, self.path, body, dict(self.headers))
                 answer = connection.getresponse()
@@ -58,8 +69,19 @@ class FaultProxy:
                 length = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(content))
                 self.send_header("Content-Length", length or "0")
                 self.end_headers()
+                if fault == "truncated":
+                    content = content[: len(content) // 2]
+                    self.close_connection = True
                 if self.command != "HEAD":
                     self.wfile.write(content)
+
+            def refuse(self, status: int) -> None:
+                content = b"" if self.command == "HEAD" or status not in CODES else _error(CODES[status])
+                self.send_response(status)
+                self.send_header("Content-Type", "application/xml")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
 
             do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = pass_on  # noqa: N815 - the names are given
 
@@ -79,3 +101,7 @@ class FaultProxy:
     ) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+def _error(code: str) -> bytes:
+    return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>injected</Message></Error>".encode()

@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -94,11 +94,13 @@ class ApacheKafka(Service):
 
     ready_within_s = 60.0
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, more: Mapping[str, str] | None = None) -> None:
+        """`more` are properties besides those of `properties`, or in their place."""
         port, controller_port = free_ports(2)
         self.bootstrap_servers = f"{HOST}:{port}"
         self._directory = directory
-        self._properties = properties(port, controller_port, HOST) | {"log.dirs": str(directory / "data")}
+        own = properties(port, controller_port, HOST) | {"log.dirs": str(directory / "data")}
+        self._properties = own | dict(more or {})
         log4j = directory / "log4j2.properties"
         self._java = ["java", "-Xmx512m", "-Xms256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
         self._java += [f"-Dlog4j2.configurationFile={log4j}", "-cp", f"{JARS}/*"]

@@ -1,0 +1,189 @@
+"""`make faults`: a seeded schedule of faults against a whole pipeline, each round audited; a table at the end.
+
+The seed decides the feed, the faults of each round and their order (threads and other programs decide the rest).
+FAULT_SEED and FAULT_ROUNDS set it; `--quick` is one short round.
+"""
+
+import argparse
+import os
+import random
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests import oracle
+from tests.faults import scenarios
+from tests.faults.injections import FAULTS, Fault
+from tests.faults.twin import differences
+from tests.faults.world import PATIENCE_S, Services, World
+from tests.oracle import Findings
+from tests.processes import books, until
+
+RATE = 150.0
+"""Messages a second of the feed."""
+
+
+@dataclass
+class Line:
+    """What is known of one fault, over all rounds."""
+
+    injected: int = 0
+    rows_in: int = 0
+    rows_out: int = 0
+    lost: int = 0
+    twice: int = 0
+
+
+@dataclass
+class Tally:
+    """Of a whole run."""
+
+    lines: dict[str, Line] = field(default_factory=lambda: defaultdict(Line))
+    standstills: list[float] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def add(self, faults: Counter[str], rows_in: int, rows_out: int, findings: Findings) -> None:
+        """A round: its rows count for each of its faults, since any of them may be to blame."""
+        for name, times in faults.items():
+            line = self.lines[name]
+            line.injected += times
+            line.rows_in += rows_in
+            line.rows_out += rows_out
+            line.lost += len(findings.lost)
+            line.twice += len(findings.twice)
+
+    def table(self) -> Iterator[str]:
+        """As Markdown."""
+        yield "| fault | injected | rows in | rows out | lost | duplicated |"
+        yield "|---|---:|---:|---:|---:|---:|"
+        for name, line in self.lines.items():
+            yield (
+                f"| {name} | {line.injected} | {line.rows_in:,} | {line.rows_out:,} | {line.lost} | {line.twice} |"
+            )
+
+
+def main() -> int:
+    """0 where nothing was lost, doubled or wrong, and nothing strange happened."""
+    parser = argparse.ArgumentParser(prog="make faults", description=__doc__)
+    parser.add_argument("--seed", type=int, default=int(os.environ.get("FAULT_SEED") or random.randrange(10**6)))
+    parser.add_argument("--rounds", type=int, default=int(os.environ.get("FAULT_ROUNDS") or 3))
+    parser.add_argument("--faults", type=int, default=72, help="in a round")
+    parser.add_argument("--only", help="faults whose name has this in it")
+    parser.add_argument("--quick", action="store_true", help="one round of 12 faults")
+    parser.add_argument("--directory", type=Path, help="keep logs and data there")
+    told = parser.parse_args()
+    rounds, faults = (1, 12) if told.quick else (told.rounds, told.faults)
+    say(f"seed {told.seed}: {rounds} rounds of {faults} faults; again with FAULT_SEED={told.seed}")
+    tally = Tally()
+    with tempfile.TemporaryDirectory(prefix="faults-") as scratch:
+        directory = told.directory or Path(scratch)
+        with Services(directory) as services:
+            deck = Deck([each for each in FAULTS if (told.only or "") in each.name], random.Random(told.seed))
+            for number in range(rounds):
+                seed = told.seed * 1000 + number
+                play(services, directory / f"round-{number}", seed, deck.draw(faults), tally)
+            if not told.quick:
+                scenarios.play(services, directory, told.seed, tally.lines, tally.failures, told.only or "")
+    print("\n".join(["", *tally.table(), ""]))
+    injected = sum(line.injected for line in tally.lines.values())
+    print(f"seed {told.seed}: {injected} faults injected")
+    if tally.standstills:
+        print(
+            f"an open transaction kept readers waiting for {max(tally.standstills):.1f} s at most, restart included"
+        )
+    for failure in tally.failures:
+        print(f"FAILED: {failure}")
+    return 1 if tally.failures else 0
+
+
+def say(text: str) -> None:
+    """A line of progress."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+class Deck:
+    """All faults, shuffled; when it is through, shuffled again."""
+
+    def __init__(self, faults: Sequence[Fault], dice: random.Random) -> None:
+        self._faults, self._dice = list(faults), dice
+        self._left: list[Fault] = []
+
+    def draw(self, count: int) -> list[Fault]:
+        """The next ones."""
+        drawn: list[Fault] = []
+        while len(drawn) < count:
+            if not self._left:
+                self._left = self._dice.sample(self._faults, len(self._faults))
+            drawn.append(self._left.pop())
+        return drawn
+
+
+def play(services: Services, directory: Path, seed: int, faults: Sequence[Fault], tally: Tally) -> None:
+    """A pipeline of its own: faults, then quiet until it has caught up by itself, then the audit."""
+    world = World(services, directory, seed, static=True, rate=RATE)
+    injected: Counter[str] = Counter()
+    failures: list[str] = []
+    began = time.monotonic()
+    world.start()
+    lanes = [
+        threading.Thread(target=lane, args=[world, [f for f in faults if f.lane == name], seed, injected, failures])
+        for name in sorted({fault.lane for fault in faults})
+    ]
+    for each in lanes:
+        each.start()
+    try:
+        world.supervise(lambda: any(each.is_alive() for each in lanes))
+        services.requests.disarm()
+        say(f"{sum(injected.values())} faults in {time.monotonic() - began:.0f} s; catching up")
+        world.sender.finish()
+        caught_up = threading.Thread(target=balance, args=[world, failures])
+        caught_up.start()
+        world.supervise(caught_up.is_alive)
+        world.stop()
+        evidence = world.evidence()
+        findings = oracle.judge(evidence)
+        findings.wrong += differences(world)
+    finally:
+        world.kill()
+        services.requests.disarm()
+    rows_out = len(evidence.bronze) + len(evidence.dead)
+    tally.add(injected, len(evidence.raw), rows_out, findings)
+    tally.standstills += world.standstills
+    tally.failures += [f"seed {seed}: {each}" for each in [*failures, *world.strange]]
+    if findings:
+        tally.failures.append(f"seed {seed}: {findings}")
+    say(f"round of seed {seed}: {len(evidence.raw)} rows in, {rows_out} out; {findings}")
+    for failure in [*failures, *world.strange]:
+        say(failure)
+
+
+def lane(world: World, faults: Sequence[Fault], seed: int, injected: Counter[str], failures: list[str]) -> None:
+    """One fault after the other."""
+    dice = random.Random(f"{seed} {faults[0].lane}")
+    for fault in faults:
+        began = time.monotonic()
+        try:
+            fault.inject(world, dice)
+        except Exception as error:  # noqa: BLE001 - it is told, and the others go on
+            failures.append(f"{fault.name}: {error!r}\n{traceback.format_exc(limit=-3)}")
+            continue
+        injected[fault.name] += 1
+        say(f"  {fault.name} ({time.monotonic() - began:.1f} s)")
+
+
+def balance(world: World, failures: list[str]) -> None:
+    """Wait until the stages, left alone, have caught up."""
+    try:
+        until(lambda: books(world.settings)["balanced"], "the pipeline catches up by itself", 2 * PATIENCE_S)
+    except AssertionError as error:
+        failures.append(f"{error}: {books(world.settings)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
