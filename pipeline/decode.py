@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from contracts.wire import Reading, Reason
+from pipeline.rfc3339 import parse_rfc3339
 
 READING_SCHEMA = pl.Schema(
     {
@@ -215,48 +216,3 @@ def _is_plain(texts: pl.Series) -> bool:
     data = texts.to_arrow(compat_level=pl.CompatLevel.oldest()).buffers()[2]
     letters = np.frombuffer(data or b"", dtype=np.uint8)
     return bool(letters.min(initial=0x20) >= 0x20 and letters.max(initial=0x20) < 0x7F)
-
-
-_RFC3339 = (
-    r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt]"  # date "T"
-    r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:(?:[0-5][0-9]|60)(?:\.[0-9]+)?"  # time
-    r"(?:[Zz]|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])$"  # zone
-)
-
-
-def parse_rfc3339(text: pl.Series) -> pl.Series:
-    """Instants (Datetime us, UTC) of RFC 3339 date-times; null where the text is none.
-
-    By the RFC, section 5.6: `T` and `Z` may be lower case, nothing else may stand for them, a zone is required and
-    `-00:00` is one. Digits beyond the microsecond are cut off. A second of 60 is accepted where the RFC has leap
-    seconds (the end of 30 June or 31 December, UTC; section 5.7), and is the second after, as in POSIX time.
-    """
-    sent = pl.col("text")
-    seconds = (
-        sent.str.slice(0, 10).str.to_date("%Y-%m-%d", strict=False).cast(pl.Int64) * 86_400
-        + _number(sent, 11) * 3_600
-        + _number(sent, 14) * 60
-        + _number(sent, 17)
-    )
-    fraction = sent.str.extract(r"^.{19}\.([0-9]{1,6})").str.pad_end(6, "0").cast(pl.Int64).fill_null(0)
-    frame = text.to_frame("text").select(pl.when(sent.str.contains(_RFC3339)).then(sent))
-    if not frame["text"].str.ends_with("Z").all():
-        east = pl.when(sent.str.slice(-6, 1) == "-").then(-1).otherwise(1)
-        zone = pl.when(sent.str.slice(-6, 1).is_in(["+", "-"])).then(
-            _number(sent, -5) * 3_600 + _number(sent, -2) * 60
-        )
-        seconds -= (zone * east).fill_null(0)
-    frame = frame.select(
-        "text", instant=(seconds * 1_000_000 + fraction).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-    )
-    leap = frame["text"].str.slice(17, 2) == "60"
-    if leap.any():
-        after = pl.col("instant").dt
-        allowed = (after.strftime("%m-%d %H:%M:%S").is_in(["01-01 00:00:00", "07-01 00:00:00"])) | ~leap
-        frame = frame.with_columns(pl.when(allowed).then("instant").alias("instant"))
-    return frame["instant"]
-
-
-def _number(text: pl.Expr, start: int) -> pl.Expr:
-    """The two digits that begin there."""
-    return text.str.slice(start, 2).cast(pl.Int64, strict=False)
