@@ -6,12 +6,13 @@ sensor's partition and bucket follow from its name alone, so that all of it is i
 
 import zlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.decode import READING_SCHEMA
 from pipeline.errors import ContractBroken, SchemaTooNew
@@ -65,21 +66,20 @@ def pack(valid: pl.DataFrame, partitions: int) -> list[MicroBatch]:
     """
     if valid.is_empty():
         return []
-    keys = ["partition", "bucket"]
     places = _places(valid["sensor_id"], partitions)
-    frame = pl.concat([valid, places], how="horizontal").sort(keys, maintain_order=True)
-    groups = frame.group_by(keys, maintain_order=True).agg(rows=pl.len())
+    frame = valid[np.argsort(places, kind="stable")]
     rows = _record_batch(frame)
-    ends = _bytes_before(frame)
+    bytes_before = _bytes_before(frame)
     newest_ms = frame["timestamp"].dt.epoch("ms").to_numpy()
+    counts = np.bincount(places)
+    ends = np.cumsum(counts)
     batches = []
-    start = 0
-    for partition, bucket, count in groups.select("partition", "bucket", "rows").iter_rows():
-        for low, high in _pieces(ends, start, start + count):
+    for place in np.flatnonzero(counts).tolist():
+        partition, bucket = divmod(place, BUCKETS)
+        for low, high in _pieces(bytes_before, int(ends[place] - counts[place]), int(ends[place])):
             headers = [*_HEADERS, (EVENT_TIME_HEADER, str(newest_ms[low:high].max()).encode())]
             value = _ipc(rows.slice(low, high - low))
             batches.append(MicroBatch(partition, str(bucket).encode(), headers, value, high - low))
-        start += count
     return batches
 
 
@@ -106,13 +106,16 @@ def unpack(value: bytes) -> pa.Table:
         ) from error
 
 
-def _places(sensor_ids: pl.Series, partitions: int) -> pl.DataFrame:
-    """Row-aligned partition and bucket; computed once per sensor."""
-    sensors = sensor_ids.unique()
-    routes = [route(sensor_id, partitions) for sensor_id in sensors]
-    places = pl.Series([partition * BUCKETS + bucket for partition, bucket in routes], dtype=pl.Int64)
-    place = sensor_ids.replace_strict(sensors, places, return_dtype=pl.Int64)
-    return pl.DataFrame({"partition": place // BUCKETS, "bucket": place % BUCKETS})
+def _places(sensor_ids: pl.Series, partitions: int) -> npt.NDArray[np.unsignedinteger[Any]]:
+    """Of each row, its sensor's partition * BUCKETS + bucket; computed once per sensor, and as narrow as numpy sorts
+    fastest."""
+    encoded = pc.dictionary_encode(sensor_ids.to_arrow())
+    routes = [route(sensor_id, partitions) for sensor_id in encoded.dictionary.to_pylist()]
+    places = [partition * BUCKETS + bucket for partition, bucket in routes]
+    of_row: npt.NDArray[np.unsignedinteger[Any]] = np.array(places, dtype=np.min_scalar_type(partitions * BUCKETS))[
+        encoded.indices.to_numpy(zero_copy_only=False)
+    ]
+    return of_row
 
 
 def _record_batch(frame: pl.DataFrame) -> pa.RecordBatch:
