@@ -77,7 +77,7 @@ def decode(messages: RawMessages, *, sensor_types: Collection[str], now: datetim
 
     `now` is timezone-aware. An event time from 1970 to `now` + `clock_skew_s` is accepted, both included.
     """
-    readings, kept, dead = _read(messages.values)
+    readings, dead = _read(messages.values)
     frame = pl.DataFrame(
         {
             "event_id": pl.Series([reading.event_id for reading in readings], dtype=pl.String),
@@ -100,9 +100,9 @@ def decode(messages: RawMessages, *, sensor_types: Collection[str], now: datetim
             "row": pl.int_range(len(messages.values), eager=True),
         }
     )
-    frame = pl.concat([frame, origin if not dead else origin[kept]], how="horizontal").with_columns(
-        timestamp=parse_rfc3339(frame["sent"])
-    )
+    if dead:
+        origin = origin[np.delete(np.arange(len(origin)), [each.row for each in dead])]
+    frame = pl.concat([frame, origin], how="horizontal").with_columns(timestamp=parse_rfc3339(frame["sent"]))
     rules = _rules(frame, sensor_types, now + timedelta(seconds=clock_skew_s))
     frame = frame.with_columns(
         broken=pl.coalesce(pl.when(rule.broken).then(number) for number, rule in enumerate(rules))
@@ -115,39 +115,44 @@ def decode(messages: RawMessages, *, sensor_types: Collection[str], now: datetim
     return Split(frame.select(READING_SCHEMA.names()).cast(READING_SCHEMA), sorted(dead))
 
 
-def _read(values: Sequence[bytes | None]) -> tuple[list[Reading], list[int], list[Dead]]:
-    """JSON -> objects: the readings, their rows, and what is none.
+def _read(values: Sequence[bytes | None]) -> tuple[list[Reading], list[Dead]]:
+    """JSON -> objects: the readings, and what is none, each in the order of the messages.
 
-    msgspec skips the text of unknown fields unread, so that the bytes are checked to be UTF-8 before. Of an error
-    only the text is kept: its traceback would keep the whole batch alive.
+    The loop over the messages is that of `extend`, which goes on behind a bad one. Of an error only the text is
+    kept: its traceback would keep the whole batch alive.
     """
+    ascii_alone = all(map(bytes.isascii, filter(None, values)))
+    one = _decoder.decode if ascii_alone else _decode_utf8
     readings: list[Reading] = []
-    kept: list[int] = []
     dead: list[Dead] = []
-    read, keep, one = readings.append, kept.append, _decoder.decode
-    for row, value in enumerate(values):
-        if value is None:
-            dead.append(Dead(row, Reason.TOMBSTONE, "The value is null."))
-            continue
+    rest = iter(values)
+    while True:
         try:
-            if not value.isascii():
-                value.decode()
-            read(one(value))
-        except UnicodeDecodeError as error:
-            dead.append(Dead(row, Reason.NOT_UTF8, str(error)[:MAX_MESSAGE]))
-        except (msgspec.DecodeError, RecursionError) as error:
-            dead.append(_not_a_reading(row, value, str(error)))
+            readings.extend(map(one, rest))  # type: ignore[arg-type]  # a tombstone is a TypeError
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError) as error:
+            row = len(readings) + len(dead)
+            dead.append(_not_a_reading(row, values[row], error))
         else:
-            keep(row)
-    return readings, kept, dead
+            return readings, dead
 
 
-def _not_a_reading(row: int, value: bytes, message: str) -> Dead:
-    """Why msgspec refused it: its syntax, looked at alone, before its fields."""
+def _decode_utf8(value: bytes) -> Reading:
+    """msgspec skips the text of unknown fields unread, so that the bytes are checked to be UTF-8 before."""
+    bytes.decode(value)  # of a tombstone a TypeError, as of the decoder
+    return _decoder.decode(value)
+
+
+def _not_a_reading(row: int, value: bytes | None, error: Exception) -> Dead:
+    """Why it was refused: where msgspec did, its syntax, looked at alone, comes before its fields."""
+    message = str(error)
+    if value is None:
+        return Dead(row, Reason.TOMBSTONE, "The value is null.")
+    if isinstance(error, UnicodeDecodeError):
+        return Dead(row, Reason.NOT_UTF8, message[:MAX_MESSAGE])
     try:
         _syntax.decode(value)
-    except (msgspec.DecodeError, RecursionError) as error:
-        return Dead(row, Reason.NOT_JSON, str(error)[:MAX_MESSAGE])
+    except (msgspec.DecodeError, RecursionError) as wrong:
+        return Dead(row, Reason.NOT_JSON, str(wrong)[:MAX_MESSAGE])
     if "missing required field" in message:
         reason = Reason.MISSING_FIELD
     elif " - at `$" in message:
