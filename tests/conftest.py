@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import psycopg
 import pytest
 from pydantic import SecretStr
@@ -14,6 +15,10 @@ from apps.local import ObjectStore, Postgres
 from pipeline import settings as config
 from pipeline.settings import Settings
 from tests.services import EMBEDDED, choose_broker, running_kafka, unique
+
+
+hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one is no defect
+hypothesis.settings.load_profile("any machine")
 
 
 def pytest_report_header() -> str:
