@@ -16,7 +16,6 @@ from pipeline import settings as config
 from pipeline.settings import Settings
 from tests.services import EMBEDDED, choose_broker, running_kafka, unique
 
-
 hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one is no defect
 hypothesis.settings.load_profile("any machine")
 
