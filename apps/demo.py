@@ -266,10 +266,9 @@ class _Demo:
         self._start(FIRST)
         from apps.screen import screen  # heavy: while the stages start
         from apps.vitals import Observer
-        from pipeline.warehouse import Warehouse
+        from apps.warehouse import init
 
-        with closing(Warehouse(self._settings.warehouse)) as warehouse:
-            warehouse.init()
+        init(self._settings)
         first_in_gold = False
         pause = threading.Event()
         with (

@@ -13,9 +13,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from contracts.derive import FACTS, SCHEMA, Fact
 from contracts.registry import RegistryError, load_registry
 from contracts.tables import TABLES, Table
+from contracts.warehouse import FACTS, SCHEMA, Fact
 from pipeline import kafka, offsets
 from pipeline.errors import NotSetUp, PipelineError
 from pipeline.lake import Lake, schema_version

@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 import typer
 
-from contracts.derive import FACTS
 from contracts.tables import TABLES, Table
+from contracts.warehouse import FACTS
 from pipeline import upkeep
 from pipeline.errors import NotSetUp
 from pipeline.lake import Lake

@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from deltalake import DeltaTable
 from prometheus_client import Gauge
 
-from contracts.derive import FACTS
 from contracts.tables import (
     BRONZE_ANOMALIES,
     BRONZE_DEAD_LETTERS,
@@ -21,6 +20,7 @@ from contracts.tables import (
     SILVER_READINGS,
     Table,
 )
+from contracts.warehouse import FACTS
 from pipeline import kafka, metrics, offsets
 from pipeline.errors import PipelineError
 from pipeline.lake import Lake, progress, translated

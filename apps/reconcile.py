@@ -18,7 +18,6 @@ from deltalake import DeltaTable
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from contracts.derive import FACTS
 from contracts.tables import (
     BRONZE_DEAD_LETTERS,
     BRONZE_READINGS,
@@ -29,6 +28,7 @@ from contracts.tables import (
     Rule,
     Table,
 )
+from contracts.warehouse import FACTS
 from pipeline import books, changefeed, kafka, offsets
 from pipeline.books import Books, Entry
 from pipeline.errors import HistoryMismatch, PipelineError, TransientError

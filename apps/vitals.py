@@ -14,7 +14,6 @@ import psycopg
 from confluent_kafka import TopicPartition
 from prometheus_client.parser import text_string_to_metric_families
 
-from contracts.derive import FACTS, SCHEMA
 from contracts.tables import (
     BRONZE_DEAD_LETTERS,
     BRONZE_READINGS,
@@ -23,6 +22,7 @@ from contracts.tables import (
     SILVER_READINGS,
     Table,
 )
+from contracts.warehouse import FACTS, SCHEMA
 from contracts.wire import Anomaly
 from pipeline import kafka, warehouse
 from pipeline.errors import PipelineError

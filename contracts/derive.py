@@ -4,120 +4,19 @@
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import deltalake
 import msgspec
 import polars as pl
 
-from contracts.tables import (
-    GOLD_DAILY_SUMMARY,
-    GOLD_LOCATION_HOURLY,
-    GOLD_SENSOR_5MIN,
-    SCHEMA_VERSION,
-    TABLES,
-    Table,
-)
+from contracts.tables import SCHEMA_VERSION, TABLES, Table
 from contracts.validation import pa
+from contracts.warehouse import FACTS, VIEWS, Relation, relations, statements
 from contracts.wire import Reading, Reason
 
 DIRECTORY = Path(__file__).parent.parent / "schemas"
-
-Dialect = Literal["postgresql", "redshift"]
-
-SCHEMA = "analytics"
-"""The warehouse's schema."""
-
-LEDGER = "load_ledger"
-
-
-@dataclass(frozen=True)
-class Fact:
-    """A Gold table in the warehouse. `window` is the column that loads delete by."""
-
-    table: Table
-    window: str
-
-    @property
-    def name(self) -> str:
-        """Its name in the warehouse's schema."""
-        return "fact_" + self.table.path.split("/")[1]
-
-
-FACTS = (
-    Fact(GOLD_SENSOR_5MIN, "window_start"),
-    Fact(GOLD_LOCATION_HOURLY, "hour"),
-    Fact(GOLD_DAILY_SUMMARY, "event_date"),
-)
-
-_TYPES: dict[pl.DataType, str] = {
-    pl.Int32(): "INTEGER",
-    pl.Int64(): "BIGINT",
-    pl.Float64(): "DOUBLE PRECISION",
-    pl.Boolean(): "BOOLEAN",
-    pl.Date(): "DATE",
-    pl.Datetime("us", "UTC"): "TIMESTAMPTZ",
-}
-_TEXT: dict[Dialect, str] = {
-    "postgresql": "TEXT",
-    "redshift": "VARCHAR(512)",  # bytes: 128 code points of at most 4
-}
-
-
-def statements(dialect: Dialect) -> list[str]:
-    """DDL that makes the warehouse's schema and tables where they are missing."""
-    return [
-        f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}",
-        *(statement for fact in FACTS for statement in _fact(fact, dialect)),
-        *_ledger(dialect),
-    ]
-
-
-def _fact(fact: Fact, dialect: Dialect) -> list[str]:
-    name = f"{SCHEMA}.{fact.name}"
-    columns = _columns(fact.table)
-    lines = [
-        f'    "{column}" {_TEXT[dialect] if type == pl.String() else _TYPES[type]}'
-        + ("" if columns[column].nullable else " NOT NULL")
-        for column, type in fact.table.schema.items()
-    ]
-    # the window first: loads delete by it, and it bounds most queries
-    key = [fact.window, *(column for column in fact.table.key if column != fact.window)]
-    lines.append(f"    PRIMARY KEY ({_quoted(key)})")
-    return [
-        f"CREATE TABLE IF NOT EXISTS {name} (\n" + ",\n".join(lines) + "\n)" + _layout(fact, dialect),
-        f"COMMENT ON TABLE {name} IS {_literal(fact.table.description)}",
-        *(
-            f'COMMENT ON COLUMN {name}."{column}" IS {_literal(columns[column].description or "")}'
-            for column in fact.table.schema
-        ),
-    ]
-
-
-def _layout(fact: Fact, dialect: Dialect) -> str:
-    if dialect == "postgresql":
-        return ""
-    # primary keys are not enforced there; by the sort key a load deletes, and a query reads, only its windows' blocks
-    spread = ' DISTKEY ("sensor_id")' if "sensor_id" in fact.table.key else " DISTSTYLE AUTO"
-    return f'{spread} COMPOUND SORTKEY ("{fact.window}")'
-
-
-def _ledger(dialect: Dialect) -> list[str]:
-    name = f"{SCHEMA}.{LEDGER}"
-    return [
-        f"CREATE TABLE IF NOT EXISTS {name} (\n"
-        f"    table_name {_TEXT[dialect]} NOT NULL,\n"
-        f"    gold_table_id {_TEXT[dialect]} NOT NULL,\n"
-        "    gold_version BIGINT NOT NULL,\n"
-        "    row_count BIGINT NOT NULL,\n"
-        "    loaded_at TIMESTAMPTZ NOT NULL,\n"
-        "    PRIMARY KEY (table_name, gold_version)\n"
-        ")",
-        f"COMMENT ON TABLE {name} IS "
-        "'Which version of a Gold table, by its id in the lake, a fact table shows: the highest of its rows'",
-    ]
 
 
 def wire_schema() -> dict[str, Any]:
@@ -159,6 +58,7 @@ def lake_schemas() -> dict[str, Any]:
 
 def dictionary() -> str:
     """The data dictionary, in Markdown."""
+    facts = {fact.name for fact in FACTS}
     parts = [
         "# Data dictionary\n",
         "Derived from `contracts/` by `python -m contracts.derive`: change it there. Times are UTC microseconds; "
@@ -168,6 +68,12 @@ def dictionary() -> str:
         "| [lake.json](lake.json) | schemas of the Delta tables |\n"
         "| [postgresql.sql](postgresql.sql), [redshift.sql](redshift.sql) | the warehouse's tables |\n",
         *(_section(table) for table in TABLES),
+        "## The warehouse\n",
+        "Schema `analytics`. Each `fact_` table has the columns of the Gold table of that name. `pipeline warehouse "
+        "init` applies the migrations in `contracts/migrations/`, which add up to these tables.\n",
+        *(_warehouse_section(relation) for relation in relations("redshift") if relation.name not in facts),
+        "### Views\n\n| view | answers |\n|---|---|\n"
+        + "".join(f"| `{view.name}` | {view.description} |\n" for view in VIEWS),
         "## Reasons of dead letters\n",
         "A raw message that becomes a dead letter has one of these: "
         + ", ".join(f"`{reason.value}`" for reason in Reason)
@@ -177,17 +83,29 @@ def dictionary() -> str:
 
 
 def _section(table: Table) -> str:
-    columns = _columns(table)
-    rows = [
-        f"| `{name}` | {_type(type)} | {'yes' if columns[name].nullable else ''} | {_bounds(columns[name])} "
-        f"| {columns[name].description or ''} |"
-        for name, type in table.schema.items()
-    ]
     key = ", ".join(f"`{name}`" for name in table.key)
     return (
         f"## {table.path}\n\n{table.description}\n\nKey: {key}. Partitioned by `{table.partition_by}`.\n\n"
-        "| column | type | null | bounds | meaning |\n|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
+        + _described(table.schema, _columns(table))
     )
+
+
+def _warehouse_section(relation: Relation) -> str:
+    key = ", ".join(f"`{name}`" for name in relation.key)
+    return (
+        f"### {relation.name}\n\n{relation.description}\n\n"
+        + (f"Key: {key}.\n\n" if key else "")
+        + _described(relation.schema, relation.columns)
+    )
+
+
+def _described(schema: pl.Schema, columns: dict[str, pa.Column]) -> str:
+    rows = [
+        f"| `{name}` | {_type(type)} | {'yes' if columns[name].nullable else ''} | {_bounds(columns[name])} "
+        f"| {columns[name].description or ''} |"
+        for name, type in schema.items()
+    ]
+    return "| column | type | null | bounds | meaning |\n|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
 
 
 _SIGNS = {"greater_than": ">", "greater_than_or_equal_to": ">=", "less_than": "<", "less_than_or_equal_to": "<="}
@@ -220,14 +138,6 @@ def _columns(table: Table) -> dict[str, pa.Column]:
 
 def _arrow(table: Table) -> Any:
     return pl.DataFrame(schema=table.schema).to_arrow(compat_level=pl.CompatLevel.oldest()).schema
-
-
-def _quoted(names: list[str]) -> str:
-    return ", ".join(f'"{name}"' for name in names)
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
 
 
 def files() -> dict[str, str]:

@@ -57,10 +57,16 @@ class Warehouse(_Group):
     host: str = "127.0.0.1"
     port: PositiveInt = 15432
     database: str = "postgres"
-    user: str = "postgres"
+    user: str = Field("postgres", description="Not used with a workgroup, whose IAM credentials name one")
     password: SecretStr | None = None
-    sslmode: Literal["disable", "prefer", "require", "verify-full"] = "prefer"
-    timeout_s: PositiveFloat = 10.0
+    workgroup: str | None = Field(None, description="Of Redshift Serverless: log in with IAM, without a password")
+    iam_role: str | None = Field(None, description="ARN of the role by which Redshift's COPY reads the exports")
+    region: str = Field("us-east-1", description="Of Redshift; the lake's bucket has to be in it too")
+    sslmode: Literal["disable", "prefer", "require", "verify-full"] | None = Field(
+        None, description="None: verify-full for Redshift, prefer for PostgreSQL"
+    )
+    ca_file: Path | None = Field(None, description="Certificates to trust; None: the system's")
+    timeout_s: PositiveFloat = Field(10.0, description="For connecting, and for waiting on another loader")
 
 
 class Ingest(_Group):

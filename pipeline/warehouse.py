@@ -1,62 +1,102 @@
-"""The warehouse: fact tables that show a version of Gold, and the ledger that says which.
+"""The warehouse: fact tables that show a version of Gold, dimensions, and the ledger that says which.
 
-A load is one transaction: lock the ledger, COPY the rows to a staging table, delete the windows that changed, insert,
-add a row to the ledger. The ledger's lock keeps two loaders apart; a load that died has left nothing behind.
+A load is one transaction: lock, see that the ledger is as it was when the load was planned, COPY the rows to a
+staging table, delete the windows that changed, insert, add a row to the ledger. The lock keeps two loaders apart; a
+load that died has left nothing behind, but files of an export that nobody refers to (`pipeline lake vacuum`).
 """
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Protocol
 
 import polars as pl
 import psycopg
-from psycopg import errors, sql
+from psycopg import sql
 
-from contracts import derive
-from contracts.derive import LEDGER, SCHEMA, Fact
+from contracts import warehouse as contract
+from contracts.registry import Registry
+from contracts.warehouse import LEDGER, Dimension, Fact, Relation
+from pipeline import checksum, dimensions, plan
 from pipeline import settings as config
-from pipeline.errors import AccessDenied, BadInput, Conflict, NotSetUp, TerminalError, TransientError, Unreachable
+from pipeline.errors import Conflict
+from pipeline.lake import Lake
+from pipeline.plan import STAGING, Loaded, Note, Scope, storable
 from pipeline.postgres import PostgreSQL
+from pipeline.redshift import Redshift
+from pipeline.warehouse_errors import translated
+from pipeline.windows import cut
 
-STAGING = "staging"
-CHANGED = "changed_windows"
+__all__ = ["Job", "Loaded", "Warehouse", "WarehouseDialect", "connect", "dialect", "storable"]
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 Cursor = psycopg.Cursor[tuple[Any, ...]]
 
+_ROWS = 200_000
+"""Rows that a comparison holds at a time."""
 
-class Dialect(Protocol):
+
+class Staged(Protocol):
+    """Rows on their way into the staging table."""
+
+    rows: int
+    checksum: int
+    manifest: str | None
+
+    def statement(self) -> sql.Composed:
+        """The COPY."""
+
+    def copy(self, cursor: Cursor) -> None:
+        """Fill the staging table. `rows` and `checksum` are right from then on."""
+
+
+class WarehouseDialect(Protocol):
     """What differs between warehouses; the plan is the same."""
 
-    def lock(self, cursor: Cursor) -> None:
+    @property
+    def dialect(self) -> contract.Dialect:
+        """Its name."""
+
+    @property
+    def snapshot(self) -> tuple[str, ...]:
+        """Statements that make a transaction see one state of the database."""
+
+    def connect(self) -> Connection:
+        """Open a session in UTC and UTF-8 that commits by itself outside transactions."""
+
+    def lock(self) -> list[sql.Composed]:
         """Wait, a bounded time, until no other loader is in a transaction, and keep others out of ours."""
 
-    def stage(self, cursor: Cursor, name: str, like: str, columns: list[str]) -> None:
-        """Create the temporary table `name`, empty, with these columns of the table `like`."""
+    def prepare(self, relation: Relation, frames: Iterable[pl.DataFrame], *, dry_run: bool = False) -> Staged:
+        """Do what can be done before the transaction. `frames` have the relation's columns. `dry_run`: nothing is to
+        be written, but `rows` and `checksum` are to be right."""
 
-    def copy(self, cursor: Cursor, name: str, frame: pl.DataFrame) -> None:
-        """Add rows to a temporary table, whose columns are those of the frame, in their order."""
+    def rejected(self, connection: Connection) -> str:
+        """What the warehouse noted of the rows that it has just refused; after the roll-back."""
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """Which Gold table, and which version of it, a fact table shows."""
+class Job:
+    """A load that was planned: bring `fact` from what it shows, `basis`, to `target` by replacing `scope`."""
 
-    table_id: str
-    version: int
+    fact: Fact
+    scope: Scope
+    basis: Loaded | None
+    target: Loaded
 
 
 class Warehouse:
-    """A connection, opened when it is needed and anew after it broke.
+    """A connection, opened when it is needed and anew after it broke. `lake` takes the exports of loads.
 
-    Methods raise Unreachable, Conflict (both: try again), AccessDenied and NotSetUp.
+    Methods raise Unreachable, Conflict (both: try again), AccessDenied, NotSetUp and ContractBroken.
     """
 
-    def __init__(self, settings: config.Warehouse) -> None:
-        self._settings = settings
-        self._dialect = dialect(settings)
+    def __init__(
+        self, settings: config.Warehouse, lake: Lake | None = None, *, using: WarehouseDialect | None = None
+    ) -> None:
+        self.settings = settings
+        self.using = using or dialect(settings, lake)
         self._connection: Connection | None = None
 
     def close(self) -> None:
@@ -65,39 +105,120 @@ class Warehouse:
             self._connection.close()
             self._connection = None
 
-    def init(self) -> None:
-        """Create the schema and the tables that are missing."""
-        with self._transaction() as cursor:
-            for statement in derive.statements(self._settings.dialect):
-                cursor.execute(statement.encode())
-
     def loaded(self, fact: Fact) -> Loaded | None:
         """What the fact table shows; None before the first load."""
-        with self._transaction() as cursor:
-            return _loaded(cursor, fact)
+        with self.transaction() as cursor:
+            return shown(cursor, fact)
 
     def row_counts(self, fact: Fact) -> tuple[Loaded | None, pl.DataFrame]:
         """Key and `count` (int64) of every row, and the version of Gold that they are of, as one snapshot."""
         columns = [*fact.table.key, "count"]
-        query = sql.SQL("SELECT {} FROM {}").format(sql.SQL(", ").join(map(sql.Identifier, columns)), _name(fact))
-        with self._transaction() as cursor:
-            cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-            shown = _loaded(cursor, fact)
-            rows = cursor.execute(query).fetchall()
-        return shown, pl.DataFrame(rows, schema={name: fact.table.schema[name] for name in columns}, orient="row")
+        with self.snapshot() as cursor:
+            return shown(cursor, fact), _frame(cursor, fact, columns)
+
+    def checksums(self, fact: Fact) -> tuple[Loaded | None, pl.DataFrame]:
+        """Of every window: `window`, in order, `rows` (int64) and `checksum` (uint64, see pipeline.checksum), and the
+        version of Gold that they are of, as one snapshot. Memory: some 200,000 rows."""
+        window = sql.Identifier(fact.window)
+        count = sql.SQL("SELECT {window}, COUNT(*) FROM {table} GROUP BY {window} ORDER BY {window}")
+        with self.snapshot() as cursor:
+            loaded = shown(cursor, fact)
+            counted = cursor.execute(count.format(window=window, table=plan.name(fact.name))).fetchall()
+            schema = pl.Schema({"window": fact.table.schema[fact.window], "rows": pl.Int64()})
+            windows = pl.DataFrame(counted, schema=schema, orient="row")
+            summed = [
+                checksum.by_window(_frame(cursor, fact, fact.table.schema.names(), piece[0], piece[-1]), fact.window)
+                for piece in cut(windows, _ROWS, max_windows=len(windows))
+            ]
+        return loaded, pl.concat([windows.clear().with_columns(pl.lit(0, pl.UInt64).alias("checksum")), *summed])
+
+    def load(self, job: Job, frames: Iterable[pl.DataFrame], registry: Registry, now: datetime) -> int:
+        """Put the rows of `frames` in the place of what the job replaces, and fill the dimensions, in one
+        transaction. How many rows that were.
+
+        Raises Conflict where the fact table no longer shows `job.basis`: another loader was first.
+        """
+        staged = self.using.prepare(job.fact.relation, frames)
+        with self.transaction() as cursor:
+            self.run(cursor, self.using.lock())
+            if shown(cursor, job.fact) != job.basis:
+                raise Conflict(f"another loader has loaded {job.fact.name} meanwhile")
+            self.replace(cursor, job, staged, registry, now)
+        return staged.rows
+
+    def replace(self, cursor: Cursor, job: Job, staged: Staged, registry: Registry, now: datetime) -> None:
+        """The load within its transaction, once it holds the lock."""
+        fact, relation = job.fact, job.fact.relation
+        self.run(cursor, plan.stage(relation, self.using.dialect))
+        staged.copy(cursor)
+        self.run(cursor, plan.replace(fact, job.scope, self.using.dialect))
+        missing = [
+            (dimension, self._missing(cursor, dimension, registry, now))
+            for dimension in contract.DIMENSIONS
+            if dimension.source == fact.name
+        ]
+        self.run(cursor, plan.unstage())
+        for dimension, keys in missing:
+            if len(keys):
+                self._fill(cursor, dimension, dimensions.members(dimension, keys, registry, now))
+        note = Note(job.target, staged.rows, staged.checksum, staged.manifest, now)
+        self.run(cursor, plan.note(fact, job.scope, note))
+
+    def _missing(self, cursor: Cursor, dimension: Dimension, registry: Registry, now: datetime) -> pl.DataFrame:
+        """Keys of members to be written: new ones of the staged rows (of the whole fact table, where the dimension is
+        empty), and all of them, with the registered, where none is of this version of the registry."""
+        relation = dimension.relation
+        schema = {name: relation.schema[name] for name in relation.key}
+        table = plan.name(relation.name)
+
+        def asked(query: sql.Composed) -> pl.DataFrame:
+            return pl.DataFrame(cursor.execute(query).fetchall(), schema=schema, orient="row")
+
+        key = sql.SQL(", ").join(map(sql.Identifier, relation.key))
+        where = sql.Composed([])
+        if "registry_version" in relation.schema:
+            where = sql.SQL(" WHERE registry_version = {}").format(sql.Literal(registry.version))
+        current = cursor.execute(sql.SQL("SELECT 1 FROM {}{} LIMIT 1").format(table, where)).fetchone() is not None
+        if not current:
+            known = asked(sql.SQL("SELECT {} FROM {}").format(key, table))
+            source = sql.Identifier(STAGING) if len(known) else plan.name(dimension.source)
+            seen = asked(sql.SQL("SELECT DISTINCT {} FROM {}").format(key, source))
+            return pl.concat([known, seen, dimensions.registered(dimension, registry, now)]).unique()
+        same = sql.SQL(" AND ").join(
+            sql.SQL("known.{0} = {1}.{0}").format(sql.Identifier(name), sql.Identifier(STAGING))
+            for name in relation.key
+        )
+        return asked(
+            sql.SQL("SELECT DISTINCT {} FROM {} WHERE NOT EXISTS (SELECT 1 FROM {} AS known WHERE {})").format(
+                key, sql.Identifier(STAGING), table, same
+            )
+        )
+
+    def _fill(self, cursor: Cursor, dimension: Dimension, rows: pl.DataFrame) -> None:
+        staged = self.using.prepare(dimension.relation, [rows])
+        self.run(cursor, plan.stage(dimension.relation, self.using.dialect))
+        staged.copy(cursor)
+        self.run(cursor, [*plan.merge(dimension.relation, self.using.dialect), *plan.unstage()])
+
+    def run(self, cursor: Cursor, statements: Iterable[sql.Composed]) -> None:
+        """Execute them, one after the other."""
+        for statement in statements:
+            cursor.execute(statement)
 
     @contextmanager
-    def load(self, fact: Fact) -> Iterator["Load"]:
-        """A load of a fact table: a transaction that commits when the block is left without an exception."""
-        with self._transaction() as cursor:
-            self._dialect.lock(cursor)
-            yield Load(cursor, self._dialect, fact, _loaded(cursor, fact))
+    def snapshot(self) -> Iterator[Cursor]:
+        """A transaction that sees one state of the database."""
+        with self.transaction() as cursor:
+            for statement in self.using.snapshot:
+                cursor.execute(statement)
+            yield cursor
 
     @contextmanager
-    def _transaction(self) -> Iterator[Cursor]:
-        with translated(self._settings):
+    def transaction(self) -> Iterator[Cursor]:
+        """A transaction that commits when the block is left without an exception."""
+        with translated(self.settings, self._rejected):
             if self._connection is None or self._connection.closed:
-                self._connection = connect(self._settings)
+                self._connection = self.using.connect()
             try:
                 with self._connection.transaction(), self._connection.cursor() as cursor:
                     yield cursor
@@ -105,154 +226,37 @@ class Warehouse:
                 self.close()
                 raise
 
-
-class Load:
-    """An open load. `shown` is what the fact table shows now."""
-
-    def __init__(self, cursor: Cursor, dialect: Dialect, fact: Fact, shown: Loaded | None) -> None:
-        self.shown = shown
-        self._cursor = cursor
-        self._dialect = dialect
-        self._fact = fact
-        self._rows = 0
-        dialect.stage(cursor, STAGING, f"{SCHEMA}.{fact.name}", fact.table.schema.names())
-
-    def stage(self, frame: pl.DataFrame) -> None:
-        """Add rows, in the Gold table's columns."""
-        self._dialect.copy(self._cursor, STAGING, storable(frame.select(self._fact.table.schema.names())))
-        self._rows += len(frame)
-
-    def finish(self, loaded: Loaded, windows: pl.Series | None) -> None:
-        """Put the staged rows in the place of what these windows held, or of everything (None), and note it."""
-        if windows is None:
-            self._run("DELETE FROM {table}")
-            self._run("DELETE FROM {ledger} WHERE table_name = %s", self._fact.name)
-        else:
-            self._dialect.stage(self._cursor, CHANGED, f"{SCHEMA}.{self._fact.name}", [self._fact.window])
-            self._dialect.copy(self._cursor, CHANGED, windows.alias(self._fact.window).to_frame())
-            self._run("ANALYZE {changed}")
-            self._run(
-                "DELETE FROM {table} USING {changed} WHERE {table}.{window} = {changed}.{window}"
-                " AND {table}.{window} BETWEEN %s AND %s",  # so that it costs the same beside a long history
-                windows.min(),
-                windows.max(),
-            )
-        self._run("INSERT INTO {table} ({columns}) SELECT {columns} FROM {staging}")
-        self._run(
-            "INSERT INTO {ledger} (table_name, gold_table_id, gold_version, row_count, loaded_at)"
-            " VALUES (%s, %s, %s, %s, current_timestamp)",
-            self._fact.name,
-            loaded.table_id,
-            loaded.version,
-            self._rows,
-        )
-
-    def _run(self, statement: str, *values: object) -> None:
-        columns = map(sql.Identifier, self._fact.table.schema.names())
-        query = sql.SQL(statement).format(
-            table=_name(self._fact),
-            ledger=sql.Identifier(SCHEMA, LEDGER),
-            staging=sql.Identifier(STAGING),
-            changed=sql.Identifier(CHANGED),
-            window=sql.Identifier(self._fact.window),
-            columns=sql.SQL(", ").join(columns),
-        )
-        self._cursor.execute(query, values)
+    def _rejected(self) -> str:
+        return self.using.rejected(self._connection) if self._connection else ""
 
 
-def storable(frame: pl.DataFrame) -> pl.DataFrame:
-    """With texts that a warehouse can hold, which has no NUL: it is written as U+0001 and `0`, U+0001 as itself and
-    `1`. So different texts stay different, at most twice as long; and only readings from before the wire refused
-    control characters have either.
-    """
-    escapes = {"\x01": "\x011", "\x00": "\x010"}
-    return frame.with_columns(pl.col(pl.String).str.replace_many(escapes))
-
-
-def dialect(settings: config.Warehouse) -> Dialect:
-    """Raises BadInput for a dialect that this version cannot load."""
-    if settings.dialect == "postgresql":
-        return PostgreSQL(settings.timeout_s)
-    raise BadInput(
-        f"This version cannot load a {settings.dialect} warehouse; it has the DDL for one (schemas/redshift.sql).",
-        "Set PIPELINE_WAREHOUSE__DIALECT=postgresql.",
-    )
+def dialect(settings: config.Warehouse, lake: Lake | None = None) -> WarehouseDialect:
+    """The dialect that the settings name."""
+    return Redshift(settings, lake) if settings.dialect == "redshift" else PostgreSQL(settings)
 
 
 def connect(settings: config.Warehouse) -> Connection:
-    """A connection whose session is UTC and UTF-8. Nothing is prepared on the server, which Redshift would refuse."""
-    password = settings.password
-    connection = psycopg.connect(
-        host=settings.host,
-        port=settings.port,
-        dbname=settings.database,
-        user=settings.user,
-        password=password.get_secret_value() if password else None,
-        sslmode=settings.sslmode,
-        connect_timeout=max(2, round(settings.timeout_s)),
-        tcp_user_timeout=round(settings.timeout_s * 1000),
-        client_encoding="utf8",
-        application_name="pipeline",
-        prepare_threshold=None,
-        autocommit=True,  # transactions are opened by blocks
-    )
-    connection.execute("SET TIME ZONE 'UTC'")
-    return connection
+    """A session of its own, for queries."""
+    return dialect(settings).connect()
 
 
-def _name(fact: Fact) -> sql.Identifier:
-    return sql.Identifier(SCHEMA, fact.name)
-
-
-def _loaded(cursor: Cursor, fact: Fact) -> Loaded | None:
+def shown(cursor: Cursor, fact: Fact) -> Loaded | None:
+    """What the fact table shows; None before the first load."""
     query = sql.SQL(
-        "SELECT gold_table_id, gold_version FROM {} WHERE table_name = %s ORDER BY gold_version DESC LIMIT 1"
-    ).format(sql.Identifier(SCHEMA, LEDGER))
-    row = cursor.execute(query, (fact.name,)).fetchone()
+        "SELECT gold_table_id, gold_version FROM {} WHERE table_name = {} ORDER BY gold_version DESC LIMIT 1"
+    ).format(plan.name(LEDGER), sql.Literal(fact.name))
+    row = cursor.execute(query).fetchone()
     return Loaded(*row) if row else None
 
 
-_DENIED = re.compile(r"password|authentication|pg_hba|role .* does not exist|permission denied", re.IGNORECASE)
-_NO_DATABASE = re.compile(r"database .* does not exist")
-
-
-@contextmanager
-def translated(settings: config.Warehouse) -> Iterator[None]:
-    """Turn what psycopg raises into an error of ours that says where, and what to do."""
-    where = f"The warehouse at {settings.host}:{settings.port}, database {settings.database},"
-    try:
-        yield
-    except (errors.SerializationFailure, errors.DeadlockDetected, errors.LockNotAvailable) as error:
-        raise Conflict(f"{where} had another loader at work: {_text(error)}") from error
-    except (errors.UndefinedTable, errors.InvalidSchemaName, errors.UndefinedColumn) as error:
-        raise NotSetUp(
-            f"{where} is not set up: {_text(error)}", "Run `pipeline warehouse init`; it keeps what is there."
-        ) from error
-    except psycopg.OperationalError as error:
-        raise _failed(f"{where}", settings, error) from error
-    except errors.InsufficientPrivilege as error:
-        raise AccessDenied(
-            f"{where} denies user {settings.user}: {_text(error)}",
-            f"Grant the user USAGE and CREATE on the schema {SCHEMA}, and all on its tables.",
-        ) from error
-
-
-def _failed(
-    where: str, settings: config.Warehouse, error: psycopg.OperationalError
-) -> TerminalError | TransientError:
-    text = _text(error)
-    if _NO_DATABASE.search(text):
-        return NotSetUp(f"{where} is not there: {text}", "Create it, or check PIPELINE_WAREHOUSE__DATABASE.")
-    if _DENIED.search(text):
-        return AccessDenied(
-            f"{where} refused user {settings.user}: {text}",
-            "Check PIPELINE_WAREHOUSE__USER and PIPELINE_WAREHOUSE__PASSWORD.",
-        )
-    return Unreachable(
-        f"{where} does not answer: {text}",
-        "Is it up? Check PIPELINE_WAREHOUSE__HOST and PIPELINE_WAREHOUSE__PORT; `pipeline doctor` tests it.",
+def _frame(cursor: Cursor, fact: Fact, columns: list[str], first: object = None, last: object = None) -> pl.DataFrame:
+    """Rows of the fact table, all or those of the windows from `first` to `last`."""
+    query = sql.SQL("SELECT {} FROM {}").format(
+        sql.SQL(", ").join(map(sql.Identifier, columns)), plan.name(fact.name)
     )
-
-
-def _text(error: psycopg.Error) -> str:
-    return " ".join(str(error).split())
+    if first is not None:
+        query += sql.SQL(" WHERE {} BETWEEN {} AND {}").format(
+            sql.Identifier(fact.window), sql.Literal(first), sql.Literal(last)
+        )
+    rows = cursor.execute(query).fetchall()
+    return pl.DataFrame(rows, schema={name: fact.table.schema[name] for name in columns}, orient="row")

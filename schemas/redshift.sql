@@ -2,26 +2,27 @@
 
 CREATE SCHEMA IF NOT EXISTS analytics;
 
+-- fact_sensor_5min: a sensor's rows on one slice, beside dim_sensor's; loads and most queries read only their windows' blocks
 CREATE TABLE IF NOT EXISTS analytics.fact_sensor_5min (
-    "sensor_id" VARCHAR(512) NOT NULL,
-    "sensor_type" VARCHAR(512) NOT NULL,
-    "location" VARCHAR(512) NOT NULL,
-    "window_start" TIMESTAMPTZ NOT NULL,
-    "count" BIGINT NOT NULL,
-    "avg" DOUBLE PRECISION NOT NULL,
-    "min" DOUBLE PRECISION NOT NULL,
-    "max" DOUBLE PRECISION NOT NULL,
-    "std" DOUBLE PRECISION,
-    "anomaly_count" BIGINT NOT NULL,
-    "health_pct" DOUBLE PRECISION,
-    "event_date" DATE NOT NULL,
-    "p50" DOUBLE PRECISION NOT NULL,
-    "p95" DOUBLE PRECISION NOT NULL,
-    "p99" DOUBLE PRECISION NOT NULL,
-    "sum" DOUBLE PRECISION NOT NULL,
-    "m2" DOUBLE PRECISION NOT NULL,
-    "expected_count" BIGINT,
-    "reported_count" BIGINT,
+    "sensor_id" VARCHAR(512) ENCODE ZSTD NOT NULL,
+    "sensor_type" VARCHAR(512) ENCODE ZSTD NOT NULL,
+    "location" VARCHAR(512) ENCODE ZSTD NOT NULL,
+    "window_start" TIMESTAMPTZ ENCODE RAW NOT NULL,
+    "count" BIGINT ENCODE AZ64 NOT NULL,
+    "avg" DOUBLE PRECISION ENCODE ZSTD NOT NULL,
+    "min" DOUBLE PRECISION ENCODE ZSTD NOT NULL,
+    "max" DOUBLE PRECISION ENCODE ZSTD NOT NULL,
+    "std" DOUBLE PRECISION ENCODE ZSTD,
+    "anomaly_count" BIGINT ENCODE AZ64 NOT NULL,
+    "health_pct" DOUBLE PRECISION ENCODE ZSTD,
+    "event_date" DATE ENCODE AZ64 NOT NULL,
+    "p50" DOUBLE PRECISION ENCODE ZSTD NOT NULL,
+    "p95" DOUBLE PRECISION ENCODE ZSTD NOT NULL,
+    "p99" DOUBLE PRECISION ENCODE ZSTD NOT NULL,
+    "sum" DOUBLE PRECISION ENCODE ZSTD NOT NULL,
+    "m2" DOUBLE PRECISION ENCODE ZSTD NOT NULL,
+    "expected_count" BIGINT ENCODE AZ64,
+    "reported_count" BIGINT ENCODE AZ64,
     PRIMARY KEY ("window_start", "sensor_id", "sensor_type", "location")
 ) DISTKEY ("sensor_id") COMPOUND SORTKEY ("window_start");
 
@@ -65,20 +66,21 @@ COMMENT ON COLUMN analytics.fact_sensor_5min."expected_count" IS 'Expected-inter
 
 COMMENT ON COLUMN analytics.fact_sensor_5min."reported_count" IS 'Slots of them with a reading; 0 where it only reported outside its active range';
 
+-- fact_location_hourly: a copy on each node while it is small; loads and most queries read only their windows' blocks
 CREATE TABLE IF NOT EXISTS analytics.fact_location_hourly (
-    "location" VARCHAR(512) NOT NULL,
-    "sensor_type" VARCHAR(512) NOT NULL,
-    "hour" TIMESTAMPTZ NOT NULL,
-    "count" BIGINT NOT NULL,
-    "avg" DOUBLE PRECISION NOT NULL,
-    "min" DOUBLE PRECISION NOT NULL,
-    "max" DOUBLE PRECISION NOT NULL,
-    "std" DOUBLE PRECISION,
-    "anomaly_count" BIGINT NOT NULL,
-    "health_pct" DOUBLE PRECISION,
-    "event_date" DATE NOT NULL,
-    "sensor_count" BIGINT NOT NULL,
-    "sensors_expected" BIGINT NOT NULL,
+    "location" VARCHAR(512) ENCODE ZSTD NOT NULL,
+    "sensor_type" VARCHAR(512) ENCODE ZSTD NOT NULL,
+    "hour" TIMESTAMPTZ ENCODE RAW NOT NULL,
+    "count" BIGINT ENCODE AZ64 NOT NULL,
+    "avg" DOUBLE PRECISION ENCODE ZSTD NOT NULL,
+    "min" DOUBLE PRECISION ENCODE ZSTD NOT NULL,
+    "max" DOUBLE PRECISION ENCODE ZSTD NOT NULL,
+    "std" DOUBLE PRECISION ENCODE ZSTD,
+    "anomaly_count" BIGINT ENCODE AZ64 NOT NULL,
+    "health_pct" DOUBLE PRECISION ENCODE ZSTD,
+    "event_date" DATE ENCODE AZ64 NOT NULL,
+    "sensor_count" BIGINT ENCODE AZ64 NOT NULL,
+    "sensors_expected" BIGINT ENCODE AZ64 NOT NULL,
     PRIMARY KEY ("hour", "location", "sensor_type")
 ) DISTSTYLE AUTO COMPOUND SORTKEY ("hour");
 
@@ -110,20 +112,21 @@ COMMENT ON COLUMN analytics.fact_location_hourly."sensor_count" IS 'Sensors with
 
 COMMENT ON COLUMN analytics.fact_location_hourly."sensors_expected" IS 'Active sensors of the registry, and any other that reported';
 
+-- fact_daily_summary: a copy on each node while it is small; loads and most queries read only their windows' blocks
 CREATE TABLE IF NOT EXISTS analytics.fact_daily_summary (
-    "location" VARCHAR(512) NOT NULL,
-    "sensor_type" VARCHAR(512) NOT NULL,
-    "event_date" DATE NOT NULL,
-    "count" BIGINT NOT NULL,
-    "avg" DOUBLE PRECISION NOT NULL,
-    "min" DOUBLE PRECISION NOT NULL,
-    "max" DOUBLE PRECISION NOT NULL,
-    "std" DOUBLE PRECISION,
-    "anomaly_count" BIGINT NOT NULL,
-    "health_pct" DOUBLE PRECISION,
-    "sensor_count" BIGINT NOT NULL,
-    "sensors_expected" BIGINT NOT NULL,
-    "anomaly_rate" DOUBLE PRECISION NOT NULL,
+    "location" VARCHAR(512) ENCODE ZSTD NOT NULL,
+    "sensor_type" VARCHAR(512) ENCODE ZSTD NOT NULL,
+    "event_date" DATE ENCODE RAW NOT NULL,
+    "count" BIGINT ENCODE AZ64 NOT NULL,
+    "avg" DOUBLE PRECISION ENCODE ZSTD NOT NULL,
+    "min" DOUBLE PRECISION ENCODE ZSTD NOT NULL,
+    "max" DOUBLE PRECISION ENCODE ZSTD NOT NULL,
+    "std" DOUBLE PRECISION ENCODE ZSTD,
+    "anomaly_count" BIGINT ENCODE AZ64 NOT NULL,
+    "health_pct" DOUBLE PRECISION ENCODE ZSTD,
+    "sensor_count" BIGINT ENCODE AZ64 NOT NULL,
+    "sensors_expected" BIGINT ENCODE AZ64 NOT NULL,
+    "anomaly_rate" DOUBLE PRECISION ENCODE ZSTD NOT NULL,
     PRIMARY KEY ("event_date", "location", "sensor_type")
 ) DISTSTYLE AUTO COMPOUND SORTKEY ("event_date");
 
@@ -155,13 +158,193 @@ COMMENT ON COLUMN analytics.fact_daily_summary."sensors_expected" IS 'Active sen
 
 COMMENT ON COLUMN analytics.fact_daily_summary."anomaly_rate" IS 'anomaly_count / count';
 
-CREATE TABLE IF NOT EXISTS analytics.load_ledger (
-    table_name VARCHAR(512) NOT NULL,
-    gold_table_id VARCHAR(512) NOT NULL,
-    gold_version BIGINT NOT NULL,
-    row_count BIGINT NOT NULL,
-    loaded_at TIMESTAMPTZ NOT NULL,
-    PRIMARY KEY (table_name, gold_version)
-);
+-- dim_sensor: beside the rows of fact_sensor_5min: their join moves nothing between nodes
+CREATE TABLE IF NOT EXISTS analytics.dim_sensor (
+    "sensor_id" VARCHAR(512) ENCODE RAW NOT NULL,
+    "sensor_type" VARCHAR(512) ENCODE ZSTD NOT NULL,
+    "location" VARCHAR(512) ENCODE ZSTD,
+    "registered" BOOLEAN ENCODE RAW NOT NULL,
+    "unit" VARCHAR(512) ENCODE ZSTD,
+    "expected_interval_s" DOUBLE PRECISION ENCODE ZSTD,
+    "physical_low" DOUBLE PRECISION ENCODE ZSTD,
+    "physical_high" DOUBLE PRECISION ENCODE ZSTD,
+    "operating_low" DOUBLE PRECISION ENCODE ZSTD,
+    "operating_high" DOUBLE PRECISION ENCODE ZSTD,
+    "registry_version" VARCHAR(512) ENCODE ZSTD NOT NULL,
+    PRIMARY KEY ("sensor_id", "sensor_type")
+) DISTKEY ("sensor_id") COMPOUND SORTKEY ("sensor_id");
 
-COMMENT ON TABLE analytics.load_ledger IS 'Which version of a Gold table, by its id in the lake, a fact table shows: the highest of its rows';
+COMMENT ON TABLE analytics.dim_sensor IS 'A series that was seen in Gold or is registered, with what the registry says of it now.';
+
+COMMENT ON COLUMN analytics.dim_sensor."sensor_id" IS 'The sensor';
+
+COMMENT ON COLUMN analytics.dim_sensor."sensor_type" IS 'What it measures';
+
+COMMENT ON COLUMN analytics.dim_sensor."location" IS 'Where it is registered; null: it is not, now';
+
+COMMENT ON COLUMN analytics.dim_sensor."registered" IS 'Does the registry list it now, at this location?';
+
+COMMENT ON COLUMN analytics.dim_sensor."unit" IS 'Canonical unit of its type; null: the type is unknown';
+
+COMMENT ON COLUMN analytics.dim_sensor."expected_interval_s" IS 'Expected time between readings';
+
+COMMENT ON COLUMN analytics.dim_sensor."physical_low" IS 'Lowest value that is physically possible';
+
+COMMENT ON COLUMN analytics.dim_sensor."physical_high" IS 'Highest value that is physically possible';
+
+COMMENT ON COLUMN analytics.dim_sensor."operating_low" IS 'Lowest value that is no anomaly';
+
+COMMENT ON COLUMN analytics.dim_sensor."operating_high" IS 'Highest value that is no anomaly';
+
+COMMENT ON COLUMN analytics.dim_sensor."registry_version" IS 'Version of the registry that says so';
+
+-- dim_location: small, and joined by every fact
+CREATE TABLE IF NOT EXISTS analytics.dim_location (
+    "location" VARCHAR(512) ENCODE RAW NOT NULL,
+    "registered_sensors" BIGINT ENCODE AZ64 NOT NULL,
+    "registry_version" VARCHAR(512) ENCODE ZSTD NOT NULL,
+    PRIMARY KEY ("location")
+) DISTSTYLE ALL COMPOUND SORTKEY ("location");
+
+COMMENT ON TABLE analytics.dim_location IS 'A location that was seen in Gold or is registered.';
+
+COMMENT ON COLUMN analytics.dim_location."location" IS 'Where sensors stand';
+
+COMMENT ON COLUMN analytics.dim_location."registered_sensors" IS 'Series that the registry lists there now';
+
+COMMENT ON COLUMN analytics.dim_location."registry_version" IS 'Version of the registry that says so';
+
+-- dim_date: small, and joined by every fact
+CREATE TABLE IF NOT EXISTS analytics.dim_date (
+    "event_date" DATE ENCODE RAW NOT NULL,
+    "year" INTEGER ENCODE AZ64 NOT NULL,
+    "quarter" INTEGER ENCODE AZ64 NOT NULL,
+    "month" INTEGER ENCODE AZ64 NOT NULL,
+    "day" INTEGER ENCODE AZ64 NOT NULL,
+    "iso_year" INTEGER ENCODE AZ64 NOT NULL,
+    "iso_week" INTEGER ENCODE AZ64 NOT NULL,
+    "iso_weekday" INTEGER ENCODE AZ64 NOT NULL,
+    "is_weekend" BOOLEAN ENCODE RAW NOT NULL,
+    PRIMARY KEY ("event_date")
+) DISTSTYLE ALL COMPOUND SORTKEY ("event_date");
+
+COMMENT ON TABLE analytics.dim_date IS 'A UTC day of Gold, with its place in the calendar.';
+
+COMMENT ON COLUMN analytics.dim_date."event_date" IS 'UTC day';
+
+COMMENT ON COLUMN analytics.dim_date."year" IS 'Year';
+
+COMMENT ON COLUMN analytics.dim_date."quarter" IS 'Quarter, 1 to 4';
+
+COMMENT ON COLUMN analytics.dim_date."month" IS 'Month, 1 to 12';
+
+COMMENT ON COLUMN analytics.dim_date."day" IS 'Day of the month';
+
+COMMENT ON COLUMN analytics.dim_date."iso_year" IS 'Year of the ISO 8601 week';
+
+COMMENT ON COLUMN analytics.dim_date."iso_week" IS 'ISO 8601 week, 1 to 53';
+
+COMMENT ON COLUMN analytics.dim_date."iso_weekday" IS '1: Monday, to 7: Sunday';
+
+COMMENT ON COLUMN analytics.dim_date."is_weekend" IS 'Saturday or Sunday';
+
+-- load_ledger: a row a load, read as a whole
+CREATE TABLE IF NOT EXISTS analytics.load_ledger (
+    "table_name" VARCHAR(512) ENCODE RAW NOT NULL,
+    "gold_table_id" VARCHAR(512) ENCODE ZSTD NOT NULL,
+    "gold_version" BIGINT ENCODE AZ64 NOT NULL,
+    "row_count" BIGINT ENCODE AZ64 NOT NULL,
+    "loaded_at" TIMESTAMPTZ ENCODE AZ64 NOT NULL,
+    "row_checksum" VARCHAR(512) ENCODE ZSTD,
+    "manifest" VARCHAR(2048) ENCODE ZSTD,
+    PRIMARY KEY ("table_name", "gold_version")
+) DISTSTYLE ALL COMPOUND SORTKEY ("table_name");
+
+COMMENT ON TABLE analytics.load_ledger IS 'Which version of a Gold table, by its id in the lake, a fact table shows: the highest of its rows.';
+
+COMMENT ON COLUMN analytics.load_ledger."table_name" IS 'The fact table';
+
+COMMENT ON COLUMN analytics.load_ledger."gold_table_id" IS 'Id of the Gold table';
+
+COMMENT ON COLUMN analytics.load_ledger."gold_version" IS 'Version of it that the load brought the fact table to';
+
+COMMENT ON COLUMN analytics.load_ledger."row_count" IS 'Rows that the load wrote';
+
+COMMENT ON COLUMN analytics.load_ledger."loaded_at" IS 'When the load committed';
+
+COMMENT ON COLUMN analytics.load_ledger."row_checksum" IS 'Of these rows, as pipeline.checksum says';
+
+COMMENT ON COLUMN analytics.load_ledger."manifest" IS 'What COPY read; null: rows were streamed';
+
+-- load_lock: empty
+CREATE TABLE IF NOT EXISTS analytics.load_lock (
+    "holder" VARCHAR(512) ENCODE ZSTD
+) DISTSTYLE ALL;
+
+COMMENT ON TABLE analytics.load_lock IS 'Always empty: whoever loads holds its lock, which keeps nobody from reading the ledger.';
+
+COMMENT ON COLUMN analytics.load_lock."holder" IS 'Never written';
+
+-- schema_migrations: a row a migration
+CREATE TABLE IF NOT EXISTS analytics.schema_migrations (
+    "version" BIGINT ENCODE RAW NOT NULL,
+    "name" VARCHAR(512) ENCODE ZSTD NOT NULL,
+    "checksum" VARCHAR(512) ENCODE ZSTD NOT NULL,
+    "applied_at" TIMESTAMPTZ ENCODE AZ64 NOT NULL,
+    PRIMARY KEY ("version")
+) DISTSTYLE ALL COMPOUND SORTKEY ("version");
+
+COMMENT ON TABLE analytics.schema_migrations IS 'The migrations that were applied.';
+
+COMMENT ON COLUMN analytics.schema_migrations."version" IS 'Its number';
+
+COMMENT ON COLUMN analytics.schema_migrations."name" IS 'Its name';
+
+COMMENT ON COLUMN analytics.schema_migrations."checksum" IS 'SHA-256 of its text';
+
+COMMENT ON COLUMN analytics.schema_migrations."applied_at" IS 'When';
+
+CREATE OR REPLACE VIEW analytics.latest_health AS
+SELECT latest."location", latest."sensor_type", latest."hour", latest."health_pct", latest."sensor_count",
+       latest."sensors_expected", latest."count", latest."anomaly_count"
+FROM (
+    SELECT "location", "sensor_type", "hour", "health_pct", "sensor_count", "sensors_expected", "count",
+           "anomaly_count",
+           ROW_NUMBER() OVER (PARTITION BY "location", "sensor_type" ORDER BY "hour" DESC) AS recency
+    FROM analytics.fact_location_hourly
+    WHERE "hour" >= (SELECT MAX("hour") - INTERVAL '7 days' FROM analytics.fact_location_hourly)
+) AS latest
+WHERE latest.recency = 1;
+
+COMMENT ON VIEW analytics.latest_health IS 'The newest hour of each location and sensor type, of the last 7 days of data';
+
+CREATE OR REPLACE VIEW analytics.top_anomalies AS
+SELECT flagged."sensor_id", flagged."sensor_type", flagged."location", sensor."unit",
+       flagged."anomaly_count", flagged."count",
+       CAST(flagged."anomaly_count" AS DOUBLE PRECISION) / flagged."count" AS anomaly_rate,
+       flagged.last_anomaly,
+       RANK() OVER (ORDER BY flagged."anomaly_count" DESC) AS place
+FROM (
+    SELECT "sensor_id", "sensor_type", "location",
+           CAST(SUM("anomaly_count") AS BIGINT) AS "anomaly_count",
+           CAST(SUM("count") AS BIGINT) AS "count",
+           MAX(CASE WHEN "anomaly_count" > 0 THEN "window_start" END) AS last_anomaly
+    FROM analytics.fact_sensor_5min
+    WHERE "window_start" >= (SELECT MAX("window_start") - INTERVAL '7 days' FROM analytics.fact_sensor_5min)
+    GROUP BY "sensor_id", "sensor_type", "location"
+) AS flagged
+LEFT JOIN analytics.dim_sensor AS sensor
+    ON sensor."sensor_id" = flagged."sensor_id" AND sensor."sensor_type" = flagged."sensor_type"
+WHERE flagged."anomaly_count" > 0;
+
+COMMENT ON VIEW analytics.top_anomalies IS 'Series by their flagged readings in the last 7 days of data, most first';
+
+CREATE OR REPLACE VIEW analytics.hourly_trend AS
+SELECT trend."hour", trend."location", trend."sensor_type", trend."count", trend."avg",
+       trend."avg" - LAG(trend."avg")
+           OVER (PARTITION BY trend."location", trend."sensor_type" ORDER BY trend."hour") AS avg_change,
+       trend."anomaly_count", trend."health_pct", calendar."iso_weekday", calendar."is_weekend"
+FROM analytics.fact_location_hourly AS trend
+LEFT JOIN analytics.dim_date AS calendar ON calendar."event_date" = trend."event_date";
+
+COMMENT ON VIEW analytics.hourly_trend IS 'Each hour of a location and sensor type beside the one before that has data';

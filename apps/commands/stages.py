@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from apps.commands.options import UntilCaughtUp, stage_settings
+from apps.commands.options import UntilCaughtUp, stage_settings, tool_settings
 
 app = typer.Typer()
 
@@ -117,8 +117,26 @@ def gold(until_caught_up: UntilCaughtUp = False) -> None:
 
 
 @app.command()
-def load(until_caught_up: UntilCaughtUp = False) -> None:
+def load(
+    until_caught_up: UntilCaughtUp = False,
+    full_refresh: Annotated[
+        str | None, typer.Option(metavar="TABLE", help="Load this fact table as a whole, then exit.")
+    ] = None,
+    since: Annotated[
+        datetime | None, typer.Option(help="Load every window from this time on (UTC) again, then exit.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the SQL, and the manifest, of the load that is due; do nothing.")
+    ] = False,
+) -> None:
     """Load what changed in Gold into the warehouse."""
+    if full_refresh or since or dry_run:
+        settings = tool_settings("load")
+        from apps.load import once
+
+        since = since.replace(tzinfo=UTC) if since and since.tzinfo is None else since
+        once(settings, full_refresh=full_refresh, since=since, dry_run=dry_run)
+        return
     settings = stage_settings()
     from apps.load import run
 

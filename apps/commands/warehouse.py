@@ -1,14 +1,31 @@
 """`pipeline warehouse`."""
 
-from apps.commands.options import group, tool_settings
+from typing import Annotated
+
+import typer
+
+from apps.commands.options import Json, group, tool_settings
 
 app = group("The warehouse.")
 
 
 @app.command("init")
-def init() -> None:
-    """Create the warehouse's schema and tables; what is there stays."""
+def init(
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Create tables anew whose columns were changed; load fills them.")
+    ] = False,
+) -> None:
+    """Apply migrations and create what is missing; what is there stays."""
     settings = tool_settings("warehouse")
     from apps.warehouse import init
 
-    init(settings)
+    init(settings, repair=repair)
+
+
+@app.command("status")
+def status(as_json: Json = False) -> None:
+    """Show migrations, differences from the contract, and loads. 1: not well."""
+    settings = tool_settings("warehouse")
+    from apps.warehouse import status
+
+    raise typer.Exit(status(settings, as_json=as_json))

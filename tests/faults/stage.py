@@ -51,9 +51,9 @@ POINTS: dict[str, dict[str, str]] = {
     },
     "gold": {"replace": "pipeline.lake:replace"},
     "load": {
-        "stage": "pipeline.warehouse:Load.stage",
-        "finish": "pipeline.warehouse:Load.finish",
-        "commit": "apps.load:Loader._replace",
+        "stage": "pipeline.postgres:Stream.copy",
+        "finish": "pipeline.warehouse:Warehouse.replace",
+        "commit": "apps.load:Loader.work",
     },
 }
 """Of each stage, the steps of its commit, in their order; each can be hit `.before` and `.after`. Where the data file

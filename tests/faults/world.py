@@ -22,11 +22,11 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 from pydantic import SecretStr
 
 from apps.local import ObjectStore, Postgres
+from apps.warehouse import init
 from pipeline import kafka
 from pipeline import settings as config
 from pipeline.errors import TransientError
 from pipeline.settings import Settings, environment
-from pipeline.warehouse import Warehouse
 from tests import deltalog, oracle
 from tests.faultproxy import FaultProxy
 from tests.feed import Feed, Sender, days_ago
@@ -164,7 +164,7 @@ class World:
         """Seconds that readers of committed messages stood still after ingest died with an open transaction."""
         self._calls: queue.Queue[Callable[[], None]] = queue.Queue()
         kafka.create_topics(self.settings)
-        Warehouse(self.settings.warehouse).init()
+        init(self.settings)
         raw = kafka.topic(self.settings, kafka.RAW)
         self.sender = Sender(services.broker.bootstrap_servers, raw, Feed(seed, days_ago(3)), rate)
         self.admin = AdminClient({"bootstrap.servers": services.broker.bootstrap_servers, "log_level": 0})

@@ -13,13 +13,13 @@ from pydantic import SecretStr
 
 from apps import doctor, query
 from apps.monitor import Monitor
+from apps.warehouse import init
 from contracts.tables import BRONZE_READINGS
 from pipeline import kafka, metrics, offsets
 from pipeline.errors import BadInput, NotSetUp
 from pipeline.lake import Lake, append
 from pipeline.settings import Kafka, Settings
 from pipeline.stage import retrying
-from pipeline.warehouse import Warehouse
 
 pytestmark = [pytest.mark.kafka, pytest.mark.s3, pytest.mark.postgres]
 
@@ -33,8 +33,7 @@ def ready(settings: Settings) -> Settings:
     retrying(
         settings, "find the coordinator", lambda: offsets.committed(settings, settings.group("ingest"), kafka.RAW)
     )
-    with closing(Warehouse(settings.warehouse)) as warehouse:
-        warehouse.init()
+    init(settings)
     return settings
 
 

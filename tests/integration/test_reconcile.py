@@ -12,7 +12,8 @@ from confluent_kafka import TopicPartition
 from deltalake import DeltaTable
 
 from apps.reconcile import reconcile, run
-from contracts.derive import FACTS
+from apps.warehouse import init
+from contracts.registry import load_registry
 from contracts.tables import (
     BRONZE_DEAD_LETTERS,
     BRONZE_READINGS,
@@ -21,11 +22,13 @@ from contracts.tables import (
     SILVER_READINGS,
     Table,
 )
+from contracts.warehouse import FACTS
 from pipeline import kafka
 from pipeline.lake import Lake, append
+from pipeline.plan import EVERYTHING, Loaded
 from pipeline.settings import Kafka, Settings
 from pipeline.sink import app_id
-from pipeline.warehouse import Loaded, Warehouse
+from pipeline.warehouse import Job, Warehouse
 
 pytestmark = [pytest.mark.kafka, pytest.mark.s3, pytest.mark.postgres]
 
@@ -150,9 +153,9 @@ class Layers:
     def load(self, rows: pl.DataFrame) -> None:
         warehouse = Warehouse(self.settings.warehouse)
         table = self.open(GOLD_SENSOR_5MIN)
-        with warehouse.load(FACTS[0]) as load:
-            load.stage(rows)
-            load.finish(Loaded(str(table.metadata().id), table.version()), None)
+        target = Loaded(str(table.metadata().id), table.version())
+        job = Job(FACTS[0], EVERYTHING, warehouse.loaded(FACTS[0]), target)
+        warehouse.load(job, [rows], load_registry(), datetime.now(UTC))
         warehouse.close()
 
 
@@ -175,9 +178,7 @@ def layers(settings: Settings) -> Layers:
     conflict = {**BRONZE[9], **LINEAGE, "rule": "conflict", "detail": "d"}
     built.add(SILVER_QUARANTINE, frame(SILVER_QUARANTINE, [conflict]), bronze=built.version(BRONZE_READINGS))
     built.add(GOLD_SENSOR_5MIN, gold(KEPT), silver=built.version(SILVER_READINGS))
-    warehouse = Warehouse(settings.warehouse)
-    warehouse.init()
-    warehouse.close()
+    init(settings)
     built.load(gold(KEPT))
     return built
 

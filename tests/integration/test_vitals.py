@@ -8,12 +8,12 @@ import pytest
 
 from apps.local import free_ports
 from apps.vitals import WAREHOUSE, Observer
+from apps.warehouse import init
 from contracts.tables import BRONZE_READINGS, GOLD_SENSOR_5MIN
 from contracts.wire import Anomaly
 from pipeline import kafka
 from pipeline.lake import Lake
 from pipeline.settings import Settings
-from pipeline.warehouse import Warehouse
 from tests.processes import until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.s3, pytest.mark.postgres]
@@ -35,8 +35,7 @@ def test_before_anything_runs_nothing_is_told_and_nothing_fails(observer: Observ
 
 def test_empty_tables_have_no_rows(observer: Observer, settings: Settings) -> None:
     Lake(settings.lake).ensure(BRONZE_READINGS)
-    with closing(Warehouse(settings.warehouse)) as warehouse:
-        warehouse.init()
+    init(settings)
     rows = observer.look().rows
     assert (rows[BRONZE_READINGS.path], rows[GOLD_SENSOR_5MIN.path], rows[WAREHOUSE]) == (0, None, 0)
 

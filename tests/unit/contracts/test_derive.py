@@ -43,20 +43,6 @@ def test_the_wires_schema_asks_for_every_field_and_allows_others() -> None:
     assert schema.get("additionalProperties", True) is True
 
 
-@pytest.mark.parametrize("dialect", ["postgresql", "redshift"])
-def test_each_fact_has_its_gold_tables_columns_in_their_order(dialect: derive.Dialect) -> None:
-    created = [text for text in derive.statements(dialect) if text.startswith("CREATE TABLE") and "fact_" in text]
-    for fact, statement in zip(derive.FACTS, created, strict=True):
-        columns = [line.split('"')[1] for line in statement.splitlines() if line.startswith('    "')]
-        assert columns == fact.table.schema.names()
-
-
-def test_redshift_counts_text_in_bytes_and_sorts_by_what_loads_delete_by() -> None:
-    statements = "\n".join(derive.statements("redshift"))
-    assert '"location" VARCHAR(512) NOT NULL' in statements
-    assert 'DISTKEY ("sensor_id") COMPOUND SORTKEY ("window_start")' in statements
-
-
 def test_the_lakes_schemas_are_delta_schemas() -> None:
     silver = derive.lake_schemas()["tables"]["silver/readings"]["schema"]
     types = {field["name"]: field["type"] for field in silver["fields"]}

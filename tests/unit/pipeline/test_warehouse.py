@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from psycopg import errors
 
-from contracts.derive import FACTS
+from contracts.warehouse import FACTS
 from pipeline import settings as config
-from pipeline.errors import AccessDenied, BadInput, Conflict, NotSetUp, PipelineError, Unreachable
-from pipeline.warehouse import Warehouse, storable, translated
+from pipeline.errors import AccessDenied, Conflict, NotSetUp, PipelineError, Unreachable
+from pipeline.plan import storable
+from pipeline.warehouse import Warehouse
+from pipeline.warehouse_errors import translated
 
 SETTINGS = config.Warehouse(host="wh.example", port=5439, database="dev", user="loader")
 
@@ -46,11 +48,6 @@ def test_a_port_where_nobody_listens_is_named() -> None:
         port = unused.getsockname()[1]
         with pytest.raises(Unreachable, match=f"127.0.0.1:{port}"):
             Warehouse(config.Warehouse(port=port, timeout_s=2)).loaded(FACTS[0])
-
-
-def test_redshift_is_refused_with_the_setting_that_helps() -> None:
-    with pytest.raises(BadInput, match="PIPELINE_WAREHOUSE__DIALECT"):
-        Warehouse(config.Warehouse(dialect="redshift"))
 
 
 @given(st.lists(st.text("\x00\x0101\ufffda", max_size=128), unique=True, max_size=20))
