@@ -45,6 +45,10 @@ class AnomalyRule(StrEnum):
     """The same value too many times in a row."""
     RATE_OF_CHANGE = "rate_of_change"
     """Changed faster than the registry's maximum rate since the reading before."""
+    JUMP = "jump"
+    """Too far from the recent values, measured by how far readings of the series are from them in the long run."""
+    DRIFT = "drift"
+    """The recent values have gone too far from the baseline, measured by how far they are from it in the long run."""
 
 
 class _Reading(pa.DataFrameModel):

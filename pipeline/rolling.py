@@ -14,8 +14,8 @@ from pipeline.errors import SchemaTooNew, TerminalError
 from pipeline.scoring import memory_dtype
 from pipeline.settings import Detection
 
-FORMAT = 1
-"""Version of the bytes."""
+FORMAT = 2
+"""Version of the bytes. 1 knew no jump, no drift and no former level: those begin anew where it is read."""
 
 Ints = npt.NDArray[np.int64]
 Records = npt.NDArray[np.void]
@@ -24,7 +24,9 @@ _NEVER = -(2**63)
 _MAGIC = b"ROLL"
 _HEADER = struct.Struct("<4sHHHxxIII")
 """Magic, format, window, shift_after, sensors, series, bytes of the names. Then the names, and 8-byte columns."""
-_FIXED = ("accepted", "refused", "repeats", "newest_us", "last_us", "last")
+_FIXED_1 = ("accepted", "refused", "repeats", "newest_us", "last_us", "last")
+_FIXED = (*_FIXED_1, "learnt", "recent", "surprise", "spread", "former", "former_mean", "former_std")
+"""Fields of a record that are numbers: of format 1, and of this one."""
 _LISTS = (("baseline", "accepted"), ("pending", "refused"))
 """Lists of a record, and how many places of them, from the first on, have a value."""
 
@@ -58,7 +60,7 @@ class _Store:
 class State:
     """Rolling state of a set of series; a change gives another State and leaves this one as it is.
 
-    About 700 bytes a series with the default settings, and up to half as much again while it changes.
+    About 750 bytes a series with the default settings, and up to half as much again while it changes.
     """
 
     def __init__(
@@ -189,7 +191,7 @@ class State:
         return target.written(places, newest_us, records)
 
     def to_bytes(self) -> bytes:
-        """The same bytes for the same state, whatever way it came about; 570 bytes a series with a full baseline."""
+        """The same bytes for the same state, whatever way it came about; 630 bytes a series with a full baseline."""
         sensors = sorted(self._sensors)
         types = [name for name in sorted(self._types) if (self._series[:, self._types[name]] >= 0).any()]
         rows, columns = _places(self._sensors, sensors), _places(self._types, types)
@@ -210,7 +212,7 @@ class State:
 
     @staticmethod
     def from_bytes(data: bytes) -> "State":
-        """The state that `to_bytes` wrote.
+        """The state that `to_bytes` wrote, or the one of format 1.
 
         Raises SchemaTooNew where a newer pipeline did, TerminalError where it is no state or not a whole one.
         """
@@ -239,7 +241,7 @@ class State:
             newest_us = column("i", sensor_count)
             names = SeriesNames(sensors, types, column("i", series_count), column("i", series_count))
             records = np.zeros(series_count, dtype=memory_dtype(window, shift_after))
-            for name in _FIXED:
+            for name in _FIXED_1 if version == 1 else _FIXED:
                 records[name] = column(records.dtype[name].kind, series_count)
             for values, count in _LISTS:
                 most = {"accepted": window, "refused": shift_after - 1}[count]  # a full list would be a new baseline

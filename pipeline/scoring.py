@@ -22,8 +22,17 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-_ZSCORE, _OPERATING_RANGE, _STUCK, _RATE_OF_CHANGE = (1 << place for place in range(len(AnomalyRule)))
+_ZSCORE, _OPERATING_RANGE, _STUCK, _RATE_OF_CHANGE, _JUMP, _DRIFT = (1 << place for place in range(len(AnomalyRule)))
 """Bits of a reading's rules, in the order of AnomalyRule."""
+
+_RECENT = 0.25
+"""Weight of the newest value in the exponentially weighted mean of the recent ones (Roberts 1959) ..."""
+_OF_RECENT = _RECENT / (2 - _RECENT)
+"""... and the variance of that mean where the values are independent and have variance 1."""
+_LONG_RUN = 1000
+"""Readings over which a square is averaged, exponentially once there were so many ..."""
+_OUTLYING = 4
+"""... and how many times the average a square counts for at most: an anomaly should not widen what is usual."""
 
 _RULES = pl.Series(
     [
@@ -44,6 +53,13 @@ def memory_dtype(window: int, shift_after: int) -> np.dtype[np.void]:
             ("newest_us", np.int64),
             ("last_us", np.int64),
             ("last", np.float64),
+            ("learnt", np.int64),
+            ("recent", np.float64),
+            ("surprise", np.float64),
+            ("spread", np.float64),
+            ("former", np.int64),
+            ("former_mean", np.float64),
+            ("former_std", np.float64),
             ("baseline", np.float64, (window,)),
             ("pending", np.float64, (shift_after,)),
         ]
@@ -120,6 +136,8 @@ def score(
         *(memory[name] for name in memory.dtype.names or ()),
         rules.min_readings,
         rules.threshold,
+        rules.jump_threshold,
+        rules.drift_threshold,
         round(rules.lateness_s * 1e6),
         *scores,
     )
@@ -201,10 +219,19 @@ def _score(  # noqa: PLR0912, PLR0915 - the rules, one after the other  # pragma
     m_newest_us: Ints,
     m_last_us: Ints,
     m_last: Floats,
+    m_learnt: Ints,
+    m_recent: Floats,
+    m_surprise: Floats,
+    m_spread: Floats,
+    m_former: Ints,
+    m_former_mean: Floats,
+    m_former_std: Floats,
     m_baseline: Floats,
     m_pending: Floats,
     min_readings: int,
     threshold: float,
+    jump_threshold: float,
+    drift_threshold: float,
     lateness_us: int,
     zscores: Floats,
     means: Floats,
@@ -225,6 +252,9 @@ def _score(  # noqa: PLR0912, PLR0915 - the rules, one after the other  # pragma
             continue
         accepted, refused, repeats = m_accepted[s], m_refused[s], m_repeats[s]
         newest_us, last_us, last = m_newest_us[s], m_last_us[s], m_last[s]
+        learnt, recent, surprise, spread = m_learnt[s], m_recent[s], m_surprise[s], m_spread[s]
+        former, former_mean, former_std = m_former[s], m_former_mean[s], m_former_std[s]
+        mean = std = 0.0
         end = accepted
         baseline[:accepted] = m_baseline[s, :accepted]
         pending[:refused] = m_pending[s, :refused]
@@ -233,33 +263,45 @@ def _score(  # noqa: PLR0912, PLR0915 - the rules, one after the other  # pragma
             i = order[k]
             x, t, p = values[i], at_us[i], piece[i]
             flag = 0
+            scored, returning = accepted >= min_readings, False
 
             # Against the baseline: the accepted values before it, if there are enough.
-            if accepted >= min_readings:
+            if scored:
                 mean, std = _mean_and_std(baseline, end - accepted, end)
-                z = (x - mean) / max(std, noise_floor[p])
+                noise = noise_floor[p]
+                scale = max(std, noise)
+                z = (x - mean) / scale
                 zscores[i], means[i], stds[i] = z, mean, std
                 if abs(z) > threshold:
                     flag |= _ZSCORE
+
+                # Against the recent values, by how far readings are from those in the long run. After a refused
+                # value, what is odd about the next one is left to the other rules: it may be the way back.
+                if learnt == 0:
+                    recent, surprise, spread = mean, std * std, std * std * _OF_RECENT
+                learnt = min(learnt + 1, _LONG_RUN)
+                step, usual = x - recent, max(surprise, noise * noise)
+                if learnt > window and refused == 0 and abs(step) > jump_threshold * np.sqrt(usual):
+                    flag |= _JUMP
+                surprise += (min(step * step, _OUTLYING * usual) - surprise) / learnt
+                reach = threshold * np.sqrt(usual)
+                recent += _RECENT * min(max(step, -reach), reach)
+
+                # The recent values against the baseline, by how far those are from it in the long run; and the
+                # reading has to be that far itself, so that the way back is none.
+                moved, usual = recent - mean, max(spread, noise * noise * _OF_RECENT)
+                limit = drift_threshold * np.sqrt(usual)
+                if learnt > window and min(abs(moved), (x - mean) * np.sign(moved)) > limit:
+                    flag |= _DRIFT
+                spread += (min(moved * moved, _OUTLYING * usual) - spread) / learnt
+
+                # A level that was left not long ago is known.
+                if flag and former and abs(x - former_mean) <= threshold * max(former_std, noise):
+                    flag, returning = 0, True
             if not operating_low[p] <= x <= operating_high[p]:
                 flag |= _OPERATING_RANGE
 
-            # A flagged value stays out of the baseline. So many of them in a row are a new level and replace it.
-            if flag == 0:
-                refused = 0
-                baseline[end] = x
-                end += 1
-                accepted = min(accepted + 1, window)
-            else:
-                pending[refused] = x
-                refused += 1
-                if refused == shift_after:
-                    baseline[end : end + refused] = pending
-                    end += refused
-                    accepted = min(refused, window)
-                    refused = 0
-
-            # Against the reading before it. These rules say nothing about the level, so they refuse no value.
+            # Against the reading before it.
             if repeats == 0:
                 newest_us = t
             elif t > last_us and abs(x - last) / ((t - last_us) / 1e6) > max_rate[p]:
@@ -269,11 +311,37 @@ def _score(  # noqa: PLR0912, PLR0915 - the rules, one after the other  # pragma
                 flag |= _STUCK
             flags[i] = flag
 
+            # A flagged value stays out of the baseline. So many of them in a row are a new level and replace it; but
+            # those of a stuck sensor say nothing of the level.
+            if flag == 0 and not returning:
+                if refused:
+                    recent = x
+                refused = 0
+                baseline[end] = x
+                end += 1
+                accepted = min(accepted + 1, window)
+            elif not flag & _STUCK:
+                pending[refused] = x
+                refused += 1
+                if refused == shift_after:
+                    former = int(scored and not returning)
+                    if former:
+                        former_mean, former_std = mean, std
+                    baseline[end : end + refused] = pending
+                    end += refused
+                    recent = _mean_and_std(pending, 0, refused)[0]
+                    accepted = min(refused, window)
+                    refused = 0
+            if accepted == window:
+                former = 0
+
             late[i] = t < newest_us - lateness_us
             newest_us = max(newest_us, t)
             last_us, last = t, x
 
         m_accepted[s], m_refused[s], m_repeats[s] = accepted, refused, repeats
         m_newest_us[s], m_last_us[s], m_last[s] = newest_us, last_us, last
+        m_learnt[s], m_recent[s], m_surprise[s], m_spread[s] = learnt, recent, surprise, spread
+        m_former[s], m_former_mean[s], m_former_std[s] = former, former_mean, former_std
         m_baseline[s, :accepted] = baseline[end - accepted : end]
         m_pending[s, :refused] = pending[:refused]

@@ -90,8 +90,10 @@ class Detection(_Group):
 
     window: int = Field(60, ge=2, le=1000, description="Accepted values in the baseline")
     min_readings: int = Field(10, ge=2, description="Fewest of them that give a score")
-    threshold: PositiveFloat = Field(3.0, description="|z| above it is an anomaly")
-    shift_after: int = Field(10, ge=2, description="Consecutive refused values that become the new baseline")
+    threshold: PositiveFloat = Field(5.0, description="|z| above it is an anomaly")
+    jump_threshold: PositiveFloat = Field(6.0, description="The same, for the distance from the recent values")
+    drift_threshold: PositiveFloat = Field(7.0, description="The same, for theirs from the baseline")
+    shift_after: int = Field(8, ge=2, description="Consecutive refused values that become the new baseline")
     lateness_s: PositiveFloat = Field(600.0, description="Further behind its series than this is late")
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts.registry import load_registry, parse_registry
-from contracts.tables import BRONZE_READINGS, SILVER_QUARANTINE, SILVER_READINGS
+from contracts.tables import BRONZE_READINGS, SILVER_QUARANTINE, SILVER_READINGS, AnomalyRule
 from pipeline.lake import validated
 from pipeline.refine import Refined, State, refine, suspects
 from pipeline.settings import Detection
@@ -21,7 +21,9 @@ START = datetime(2026, 3, 1, tzinfo=UTC)
 REVISED = START + timedelta(seconds=40)
 """Since when the registry below is stricter."""
 
-RULES = Detection(window=6, min_readings=3, threshold=2.0, shift_after=4, lateness_s=10)
+RULES = Detection(
+    window=6, min_readings=3, threshold=2.0, jump_threshold=2.5, drift_threshold=1.5, shift_after=4, lateness_s=10
+)
 
 REGISTRY = parse_registry("""
 types:
@@ -85,6 +87,11 @@ class Series:
     baseline: list[float] = field(default_factory=list)
     refused: list[float] = field(default_factory=list)
     seen: list[tuple[datetime, float]] = field(default_factory=list)
+    scored: int = 0
+    recent: float = 0.0
+    surprise: float = 0.0
+    spread: float = 0.0
+    former: tuple[float, float] | None = None
 
 
 class Reference:
@@ -116,41 +123,84 @@ class Reference:
         )
 
     def score(self, series: Series, at: datetime, value: float, limit: dict[str, Any]) -> dict[str, Any]:
-        rules, flags = self.rules, []
+        rules, flags = self.rules, set()
         z = mean = std = None
         if len(series.baseline) >= rules.min_readings:
             mean = sum(series.baseline) / len(series.baseline)
             std = math.sqrt(sum((x - mean) ** 2 for x in series.baseline) / (len(series.baseline) - 1))
             z = (value - mean) / max(std, limit["floor"])
-            if abs(z) > rules.threshold:
-                flags.append("zscore")
+            flags = {"zscore"} if abs(z) > rules.threshold else set()
+            flags |= self.moved(series, value, mean, std, limit["floor"])
+        known = bool(flags) and series.former is not None and fits(value, series.former, limit["floor"], rules)
+        if known:
+            flags = set()
         if not limit["operating"][0] <= value <= limit["operating"][1]:
-            flags.append("operating_range")
-        if flags:
-            series.refused.append(value)
-            if len(series.refused) == rules.shift_after:
-                series.baseline, series.refused = series.refused[-rules.window :], []
-        else:
-            series.baseline, series.refused = [*series.baseline, value][-rules.window :], []
+            flags.add("operating_range")
         late = any(at < other - timedelta(seconds=rules.lateness_s) for other, _ in series.seen)
         before = series.seen[-1] if series.seen else None
         series.seen.append((at, value))
         last = [x for _, x in series.seen[-(limit["stuck"] or 0) :]]
         if limit["stuck"] and len(last) == limit["stuck"] and len(set(last)) == 1:
-            flags.append("stuck")
+            flags.add("stuck")
         if before and limit["rate"] is not None and at > before[0]:
             rate = abs(value - before[1]) / (at - before[0]).total_seconds()
             if rate > limit["rate"]:
-                flags.append("rate_of_change")
+                flags.add("rate_of_change")
+        if "stuck" not in flags:
+            self.learn(series, value, bool(flags), known, None if mean is None or std is None else (mean, std))
         return {
             "value": value,
             "zscore": z,
             "baseline_mean": mean,
             "baseline_std": std,
-            "anomaly_rules": flags,
+            "anomaly_rules": [rule.value for rule in AnomalyRule if rule in flags],
             "is_anomaly": bool(flags),
             "is_late": late,
         }
+
+    def moved(self, series: Series, value: float, mean: float, std: float, floor: float) -> set[str]:
+        """Against the recent values, and those against the baseline."""
+        rules, flags = self.rules, set()
+        if series.scored == 0:
+            series.recent, series.surprise, series.spread = mean, std * std, std * std / 7
+        series.scored += 1
+        assert series.scored <= 1000, "from there on the averages are exponential"
+        step, usual = value - series.recent, max(series.surprise, floor * floor)
+        learnt = series.scored > rules.window
+        if learnt and not series.refused and abs(step) > rules.jump_threshold * math.sqrt(usual):
+            flags.add("jump")
+        series.surprise += (min(step * step, 4 * usual) - series.surprise) / series.scored
+        reach = rules.threshold * math.sqrt(usual)
+        series.recent += sorted([-reach, step, reach])[1] / 4
+        moved, usual = series.recent - mean, max(series.spread, floor * floor / 7)
+        limit = rules.drift_threshold * math.sqrt(usual)
+        both = (moved > limit and value - mean > limit) or (moved < -limit and value - mean < -limit)
+        if learnt and both:
+            flags.add("drift")
+        series.spread += (min(moved * moved, 4 * usual) - series.spread) / series.scored
+        return flags
+
+    def learn(
+        self, series: Series, value: float, flagged: bool, known: bool, statistics: tuple[float, float] | None
+    ) -> None:
+        """What becomes of the baseline."""
+        rules = self.rules
+        if flagged or known:
+            series.refused.append(value)
+            if len(series.refused) == rules.shift_after:
+                series.former = None if known else statistics
+                series.baseline, series.refused = series.refused[-rules.window :], []
+                series.recent = sum(series.baseline) / len(series.baseline)
+        else:
+            series.recent = value if series.refused else series.recent
+            series.baseline, series.refused = [*series.baseline, value][-rules.window :], []
+        if len(series.baseline) == rules.window:
+            series.former = None
+
+
+def fits(value: float, level: tuple[float, float], floor: float, rules: Detection) -> bool:
+    mean, std = level
+    return abs(value - mean) <= rules.threshold * max(std, floor)
 
 
 def reading(offset: int, **given: Any) -> dict[str, Any]:
@@ -483,7 +533,7 @@ def test_a_reading_is_judged_by_the_registry_at_its_event_time(at: float, passes
 
 
 def test_a_quarantined_value_does_not_reach_the_baseline() -> None:
-    rows = outcome(*(reading(n, value=20.0) for n in range(3)), reading(3, value=500.0), reading(4, value=20.5))
+    rows = outcome(*(reading(n, value=19.0 + n) for n in range(3)), reading(3, value=500.0), reading(4, value=20.5))
 
     assert rows[4]["baseline_mean"] == 20.0
 
