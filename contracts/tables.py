@@ -1,8 +1,9 @@
 """The lake's tables, Bronze to Gold: each column with its type, bounds, nullability and meaning.
 
-One Pandera model a table. Delta schemas, warehouse DDL and the data dictionary are derived from them, and
-each writer validates its frame against its model before the commit. Times are UTC microseconds everywhere;
-a field's `unit` metadata gives the unit of a number.
+One Pandera model a table, and a Table beside it with what unites its rows: key and partition column. Delta schemas,
+warehouse DDL and the data dictionary are derived from them, and each writer validates its frame against its model
+before the commit. Times are UTC microseconds everywhere; a field's `unit` metadata gives the unit of a number.
+A change has to be one that the release before can live with: contracts/compatibility.py.
 """
 
 from dataclasses import dataclass
@@ -15,6 +16,11 @@ from contracts.validation import PolarsData, pa
 
 SCHEMA_VERSION = 1
 """Version of the layouts below, stamped on every table; a reader refuses a newer one."""
+
+CANONICAL = {"unit": "canonical"}
+"""Metadata of a number in the sensor type's canonical unit."""
+AS_SENT = {"unit": "as sent"}
+"""Metadata of a number in the unit that the row says was sent."""
 
 UtcTime = Annotated[pl.Datetime, "us", "UTC"]
 Texts = Annotated[pl.List, pl.String]
@@ -74,7 +80,7 @@ class _Reading(pa.DataFrameModel):
 class BronzeReadings(_Reading):
     """A decoded reading, exactly as it came, with the way to its raw message."""
 
-    value: float = pa.Field(description="The value as sent, in `unit`")
+    value: float = pa.Field(description="The value as sent, in `unit`", metadata=AS_SENT)
     unit: str = pa.Field(description="The unit as sent")
     ingested_at: UtcTime = pa.Field(description="When Bronze committed it")
     ingest_date: pl.Date = pa.Field(description="UTC day of ingested_at; partition column")
@@ -117,12 +123,18 @@ class BronzeAnomalies(pa.DataFrameModel):
     sensor_type: str = pa.Field(description="What it measures")
     location: str = pa.Field(description="Where it stands")
     timestamp: UtcTime = pa.Field(description="Event time of the reading")
-    value: float = pa.Field(description="Value in the canonical unit")
+    value: float = pa.Field(description="Value in the canonical unit", metadata=CANONICAL)
     unit: str = pa.Field(description="The canonical unit")
     anomaly_rules: Texts = pa.Field(description="The rules that flagged it: contracts.tables.AnomalyRule")
-    zscore: float = pa.Field(nullable=True, description="Distance from the baseline in standard deviations")
-    baseline_mean: float = pa.Field(nullable=True, description="Mean of the accepted values before it")
-    baseline_std: float = pa.Field(nullable=True, description="Standard deviation of them (ddof 1)")
+    zscore: float = pa.Field(
+        nullable=True, description="Distance from the baseline", metadata={"unit": "standard deviations"}
+    )
+    baseline_mean: float = pa.Field(
+        nullable=True, description="Mean of the accepted values before it", metadata=CANONICAL
+    )
+    baseline_std: float = pa.Field(
+        nullable=True, description="Standard deviation of them (ddof 1)", metadata=CANONICAL
+    )
     window_start: UtcTime = pa.Field(description="Start of its 5-minute window")
     batch_partition: pl.Int32 = pa.Field(ge=0, description="Partition of the anomaly message")
     batch_offset: pl.Int64 = pa.Field(ge=0, description="Offset of the anomaly message")
@@ -146,13 +158,21 @@ class _Lineage(pa.DataFrameModel):
 class SilverReadings(_Reading, _Lineage):
     """A unique reading that keeps the contract, in canonical units, scored."""
 
-    value: float = pa.Field(description="Value in the canonical unit")
+    value: float = pa.Field(description="Value in the canonical unit", metadata=CANONICAL)
     unit: str = pa.Field(description="The sensor type's canonical unit")
-    original_value: float = pa.Field(description="Value as sent")
+    original_value: float = pa.Field(description="Value as sent, in `original_unit`", metadata=AS_SENT)
     original_unit: str = pa.Field(description="Unit as sent")
-    zscore: float = pa.Field(nullable=True, description="(value - mean) / max(std, floor); null: too few before it")
-    baseline_mean: float = pa.Field(nullable=True, description="Mean of the accepted values before it")
-    baseline_std: float = pa.Field(nullable=True, ge=0, description="Standard deviation of them (ddof 1)")
+    zscore: float = pa.Field(
+        nullable=True,
+        description="(value - mean) / max(std, floor); null: too few before it",
+        metadata={"unit": "standard deviations"},
+    )
+    baseline_mean: float = pa.Field(
+        nullable=True, description="Mean of the accepted values before it", metadata=CANONICAL
+    )
+    baseline_std: float = pa.Field(
+        nullable=True, ge=0, description="Standard deviation of them (ddof 1)", metadata=CANONICAL
+    )
     anomaly_rules: Texts = pa.Field(description="The rules that flag it: contracts.tables.AnomalyRule")
     is_anomaly: bool = pa.Field(description="Whether any rule flags it")
     is_late: bool = pa.Field(description="Whether it came more than the lateness behind its series")
@@ -174,7 +194,7 @@ class SilverReadings(_Reading, _Lineage):
 class SilverQuarantine(_Reading, _Lineage):
     """A decoded reading that breaks the Silver contract, with the rule; nothing of it is lost."""
 
-    value: float = pa.Field(description="Value as sent")
+    value: float = pa.Field(description="Value as sent, in `unit`", metadata=AS_SENT)
     unit: str = pa.Field(description="Unit as sent")
     rule: str = pa.Field(isin=[rule.value for rule in Rule], description="The rule that it breaks")
     detail: str = pa.Field(description="What the rule says of this value")
@@ -188,12 +208,14 @@ class _Aggregate(pa.DataFrameModel):
 
     location: str = pa.Field(description="Where the sensors stand")
     sensor_type: str = pa.Field(description="What they measure")
-    count: pl.Int64 = pa.Field(gt=0, description="Readings")
-    avg: float = pa.Field(description="Mean")
-    min: float = pa.Field(description="Smallest value")
-    max: float = pa.Field(description="Largest value")
-    std: float = pa.Field(nullable=True, ge=0, description="Standard deviation (ddof 1); null for one reading")
-    anomaly_count: pl.Int64 = pa.Field(ge=0, description="Readings that a rule flags")
+    count: pl.Int64 = pa.Field(gt=0, description="Readings", metadata={"unit": "readings"})
+    avg: float = pa.Field(description="Mean", metadata=CANONICAL)
+    min: float = pa.Field(description="Smallest value", metadata=CANONICAL)
+    max: float = pa.Field(description="Largest value", metadata=CANONICAL)
+    std: float = pa.Field(
+        nullable=True, ge=0, description="Standard deviation (ddof 1); null for one reading", metadata=CANONICAL
+    )
+    anomaly_count: pl.Int64 = pa.Field(ge=0, description="Readings that a rule flags", metadata={"unit": "readings"})
     health_pct: float = pa.Field(
         nullable=True,
         ge=0,
@@ -222,20 +244,26 @@ class GoldSensor5Min(_Aggregate):
 
     sensor_id: str = pa.Field(description="The sensor")
     window_start: UtcTime = pa.Field(description="Start of the window, included; it ends 5 minutes later, excluded")
-    p50: float = pa.Field(description="Median (exact, linear interpolation)")
-    p95: float = pa.Field(description="95th percentile (exact, linear interpolation)")
-    p99: float = pa.Field(description="99th percentile (exact, linear interpolation)")
-    sum: float = pa.Field(description="Sum, so that means compose")
-    m2: float = pa.Field(ge=0, description="Sum of squared deviations from the mean, so that std composes")
+    p50: float = pa.Field(description="Median (exact, linear interpolation)", metadata=CANONICAL)
+    p95: float = pa.Field(description="95th percentile (exact, linear interpolation)", metadata=CANONICAL)
+    p99: float = pa.Field(description="99th percentile (exact, linear interpolation)", metadata=CANONICAL)
+    sum: float = pa.Field(description="Sum, so that means compose", metadata=CANONICAL)
+    m2: float = pa.Field(
+        ge=0,
+        description="Sum of squared deviations from the mean, so that std composes",
+        metadata={"unit": "canonical, squared"},
+    )
     expected_count: pl.Int64 = pa.Field(
         nullable=True,
         gt=0,
         description="Expected-interval slots in the window; null: interval longer than it",
+        metadata={"unit": "slots"},
     )
     reported_count: pl.Int64 = pa.Field(
         nullable=True,
         ge=0,
         description="Slots of them with a reading; 0 where it only reported outside its active range",
+        metadata={"unit": "slots"},
     )
 
     @pa.dataframe_check
@@ -252,9 +280,11 @@ class GoldSensor5Min(_Aggregate):
 class _Rollup(_Aggregate):
     """Columns of the tables that are rolled up from sensor_5min."""
 
-    sensor_count: pl.Int64 = pa.Field(gt=0, description="Sensors with a reading")
+    sensor_count: pl.Int64 = pa.Field(gt=0, description="Sensors with a reading", metadata={"unit": "sensors"})
     sensors_expected: pl.Int64 = pa.Field(
-        gt=0, description="Active sensors of the registry, and any other that reported"
+        gt=0,
+        description="Active sensors of the registry, and any other that reported",
+        metadata={"unit": "sensors"},
     )
 
 
@@ -270,7 +300,7 @@ class GoldLocationHourly(_Rollup):
 class GoldDailySummary(_Rollup):
     """A location and sensor type in a day (UTC: event_date)."""
 
-    anomaly_rate: float = pa.Field(ge=0, le=1, description="anomaly_count / count")
+    anomaly_rate: float = pa.Field(ge=0, le=1, description="anomaly_count / count", metadata={"unit": "1"})
 
     class Config:
         strict = True
@@ -278,7 +308,8 @@ class GoldDailySummary(_Rollup):
 
 @dataclass(frozen=True)
 class Table:
-    """A Delta table of the lake: `path` below the lake's root, its contract, partition column and row key."""
+    """A Delta table of the lake: `path` below the lake's root, its contract, partition column and row key, by which
+    its rows are unique."""
 
     path: str
     contract: type[pa.DataFrameModel]

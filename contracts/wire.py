@@ -12,6 +12,9 @@ import msgspec
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 """1 to 128 code points."""
 
+MAX_UNIT_BYTES = 65_536
+"""A unit may be any text, but a reading has to fit into a micro-batch."""
+
 
 class Reading(msgspec.Struct, gc=False, frozen=True):
     """One sensor reading as it comes from a device.

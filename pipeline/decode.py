@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import polars as pl
 
-from contracts.wire import Reading, Reason
+from contracts.wire import MAX_UNIT_BYTES, Reading, Reason
 from pipeline.rfc3339 import parse_rfc3339
 
 READING_SCHEMA = pl.Schema(
@@ -31,9 +31,6 @@ READING_SCHEMA = pl.Schema(
     }
 )
 """A decoded reading, in this order; only `label` may be null. `raw_timestamp` is when the broker took the message."""
-
-MAX_UNIT_BYTES = 65_536
-"""A unit may be any text, but a reading has to fit into a micro-batch."""
 
 MAX_LABEL = 128
 """Characters of a label; the rest of a longer one is cut off."""

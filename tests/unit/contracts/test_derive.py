@@ -1,4 +1,6 @@
 import json
+import re
+import unicodedata
 
 import pytest
 
@@ -15,7 +17,7 @@ def test_the_checked_in_file_is_what_the_contracts_say(name: str) -> None:
 
 
 def test_nothing_else_lies_beside_them() -> None:
-    assert {path.name for path in derive.DIRECTORY.iterdir()} == set(derive.files())
+    assert {path.name for path in derive.DIRECTORY.iterdir()} == {*derive.files(), "released"}
 
 
 def test_every_column_of_every_table_is_in_the_dictionary_with_a_meaning() -> None:
@@ -30,10 +32,23 @@ def test_every_column_of_every_table_is_in_the_dictionary_with_a_meaning() -> No
 
 def test_bounds_are_told_in_words() -> None:
     lines = derive.dictionary()
-    assert "| `health_pct` | float64 | yes | >= 0, <= 100 % | Share of expected slots with a reading |" in lines
-    assert "| `sensor_id` | string |  | 1 to 128 characters | The sensor |" in lines
+    assert "| `health_pct` | float64 | % | yes | >= 0, <= 100 | Share of expected slots with a reading |" in lines
+    assert "| `sensor_id` | string |  |  | 1 to 128 characters | The sensor |" in lines
+    assert "\nUnique by `location`, `sensor_type`, `hour`. Partitioned by `event_date`.\n" in lines
+    assert "\nIn every row: `percentiles_in_order`: min <= p50 <= p95 <= p99 <= max. " in lines
     assert "`unknown_unit`, `physical_range`, `conflict`" in lines
     assert all(f"`{reason}`" in lines for reason in Reason)
+
+
+def test_every_measured_number_has_a_unit() -> None:
+    contract = derive.contract()["tables"]
+    without = [
+        f"{path}.{name}"
+        for path, table in contract.items()
+        for name, column in table["columns"].items()
+        if column["type"] in ("Float64", "Int64") and not column["unit"] and not name.endswith("_offset")
+    ]
+    assert not without
 
 
 def test_the_wires_schema_asks_for_every_field_and_allows_others() -> None:
@@ -41,6 +56,19 @@ def test_the_wires_schema_asks_for_every_field_and_allows_others() -> None:
     assert schema["required"] == list(Reading.__struct_fields__)
     assert set(schema["properties"]) == set(Reading.__struct_fields__)
     assert schema.get("additionalProperties", True) is True
+
+
+@pytest.mark.parametrize("text", ["a\tb", "\x00", "\x7f", "\x9f", "\n", "a b", "é", "\xa0"])
+def test_the_wires_schema_and_the_decoder_agree_on_characters(text: str) -> None:
+    pattern = derive.wire_schema()["properties"]["location"]["pattern"]
+    assert bool(re.search(pattern, text)) == all(unicodedata.category(letter) != "Cc" for letter in text)
+
+
+def test_the_wires_schema_bounds_what_has_bounds() -> None:
+    properties = derive.wire_schema()["properties"]
+    assert properties["value"]["minimum"] == -properties["value"]["maximum"] == -1.7976931348623157e308
+    assert (properties["location"]["minLength"], properties["location"]["maxLength"]) == (1, 128)
+    assert properties["unit"]["maxLength"] == 65_536
 
 
 def test_the_lakes_schemas_are_delta_schemas() -> None:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contracts.wire import Reason
+from contracts.wire import MAX_UNIT_BYTES, Reason
 from pipeline import decode as decoding
-from pipeline.decode import MAX_UNIT_BYTES, READING_SCHEMA, RawMessages, Split, decode
+from pipeline.decode import READING_SCHEMA, RawMessages, Split, decode
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 SKEW_S = 300.0

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.decode import MAX_UNIT_BYTES, READING_SCHEMA
+from contracts.wire import MAX_UNIT_BYTES
+from pipeline.decode import READING_SCHEMA
 from pipeline.errors import ContractBroken, SchemaTooNew
 from pipeline.microbatch import BUCKETS, MAX_BYTES, MicroBatch, pack, route, unpack
 
