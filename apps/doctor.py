@@ -18,7 +18,8 @@ from contracts.tables import TABLES, Table
 from contracts.warehouse import FACTS, SCHEMA, Fact
 from pipeline import kafka, offsets
 from pipeline.errors import NotSetUp, PipelineError
-from pipeline.lake import Lake, schema_version
+from pipeline.lake import Lake
+from pipeline.layout import schema_version
 from pipeline.settings import Settings
 from pipeline.stage import retrying
 from pipeline.warehouse import Warehouse

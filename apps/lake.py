@@ -1,4 +1,6 @@
-"""`pipeline lake compact|vacuum`: upkeep of the tables. To be run on a schedule, e.g. every hour and every night."""
+"""`pipeline lake compact|vacuum|migrate`: upkeep of the tables. The first two are to be run on a schedule, e.g. every
+hour and every night, the last before stages of a new version start.
+"""
 
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -7,7 +9,7 @@ import typer
 
 from contracts.tables import TABLES, Table
 from contracts.warehouse import FACTS
-from pipeline import upkeep
+from pipeline import layout, migration, upkeep
 from pipeline.errors import NotSetUp
 from pipeline.lake import Lake
 from pipeline.settings import Settings
@@ -54,6 +56,18 @@ def vacuum(
         kept = "" if done.kept_from is None else f"; version {done.kept_from} on is yet to be read, and kept"
         verb = "would be removed" if dry_run else "removed"
         typer.echo(f"{table.path}: {done.files} files and {done.log_entries} log entries {verb}{kept}")
+
+
+def migrate(settings: Settings, *, dry_run: bool = False) -> None:
+    """Bring each table to this version's layout, and say what that took. Raises as `pipeline.migration.migrate`."""
+    lake, look = Lake(settings.lake), migration.due if dry_run else migration.migrate
+    done = [retrying(settings, f"migrate {table.path}", lambda t=table: look(lake, t)) for table in _existing(lake)]  # type: ignore[misc]
+    for each in filter(None, done):
+        more = f", new columns {', '.join(each.columns)}" if each.columns else ""
+        step = f"schema version {each.found} -> {layout.SCHEMA_VERSION}{' is due' if dry_run else ''}"
+        typer.echo(f"{each.table.path}: {step}{more}")
+    if not any(done):
+        typer.echo(f"All tables have schema version {layout.SCHEMA_VERSION}.")
 
 
 def _version(lake: Lake, table: Table, shown: Loaded | None) -> int | None:

@@ -13,6 +13,7 @@ from rich.table import Table as RichTable
 from contracts.tables import TABLES, Table
 from pipeline.errors import BadInput
 from pipeline.lake import Lake, translated
+from pipeline.layout import scan
 from pipeline.settings import Settings
 
 Output = Literal["table", "csv", "json"]
@@ -44,7 +45,7 @@ def ask(lake: Lake, sql: str) -> pl.DataFrame:
     Raises BadInput where it is wrong, NotSetUp where a table that it names is not there yet.
     """
     mentioned = {f"{layer}.{name}".lower() for layer, name in _MENTIONED.findall(sql)}
-    context = pl.SQLContext({name: pl.scan_delta(lake.open(NAMES[name])) for name in sorted(mentioned & set(NAMES))})
+    context = pl.SQLContext({name: scan(lake.open(NAMES[name])) for name in sorted(mentioned & set(NAMES))})
     with translated("read the lake"):
         try:
             result: pl.LazyFrame = context.execute(sql)

@@ -33,6 +33,7 @@ from pipeline import books, changefeed, kafka, offsets
 from pipeline.books import Books, Entry
 from pipeline.errors import HistoryMismatch, PipelineError, TransientError
 from pipeline.lake import Lake, progress, translated
+from pipeline.layout import scan
 from pipeline.settings import Settings
 from pipeline.sink import positions
 from pipeline.warehouse import Warehouse, storable
@@ -103,7 +104,7 @@ class _Audit:
                 why = f"{table.path} has yet to take {left} offsets of {kafka.topic(settings, topic)}"
                 return Entry(step, {}, unknown=[why], in_flight=unread + left)
             tables[table] = opened
-        readings, dead = (_collect(pl.scan_delta(opened).select(books.RAW_KEY)) for opened in tables.values())
+        readings, dead = (_collect(scan(opened).select(books.RAW_KEY)) for opened in tables.values())
         placed = pl.concat([readings, dead])
         low = offsets.low_offsets(settings, kafka.RAW)
         holes = books.holes(placed, {}, cut)
@@ -142,11 +143,9 @@ class _Audit:
             prints, original = books.fingerprints(), books.fingerprints("original_value", "original_unit")
             conflict = (pl.col("rule") == Rule.CONFLICT).alias("is_conflict")
             entry = books.bronze_against_silver(
-                _collect(
-                    pl.scan_delta(self._at(BRONZE_READINGS, covered)).select(*books.RAW_KEY, *books.ORDER, *prints)
-                ),
-                _collect(pl.scan_delta(silver).select(*books.RAW_KEY, "is_late", *original)),
-                _collect(pl.scan_delta(quarantine).select(*books.RAW_KEY, conflict, *prints)),
+                _collect(scan(self._at(BRONZE_READINGS, covered)).select(*books.RAW_KEY, *books.ORDER, *prints)),
+                _collect(scan(silver).select(*books.RAW_KEY, "is_late", *original)),
+                _collect(scan(quarantine).select(*books.RAW_KEY, conflict, *prints)),
             )
             settled = entry.balanced or followed == covered
             return replace(entry, in_flight=behind), behind == 0 and settled
@@ -249,11 +248,11 @@ class _Audit:
 def _silver_windows(silver: DeltaTable) -> pl.DataFrame:
     start = pl.col("timestamp").dt.truncate(WINDOW).alias("window_start")
     count = pl.len().cast(pl.Int64).alias("count")
-    return _collect(pl.scan_delta(silver).group_by(*books.WINDOW_KEY[:3], start).agg(count))
+    return _collect(scan(silver).group_by(*books.WINDOW_KEY[:3], start).agg(count))
 
 
 def _gold_windows(gold: DeltaTable) -> pl.DataFrame:
-    return _collect(pl.scan_delta(gold).select(*books.WINDOW_KEY, "count"))
+    return _collect(scan(gold).select(*books.WINDOW_KEY, "count"))
 
 
 def _storable_windows(gold: DeltaTable) -> pl.DataFrame:

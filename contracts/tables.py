@@ -15,7 +15,7 @@ import polars as pl
 from contracts.validation import PolarsData, pa
 
 SCHEMA_VERSION = 1
-"""Version of the layouts below, stamped on every table; a reader refuses a newer one."""
+"""Version of the layouts below, stamped on every table: a step adds columns that may be null (pipeline/layout.py)."""
 
 CANONICAL = {"unit": "canonical"}
 """Metadata of a number in the sensor type's canonical unit."""

@@ -7,6 +7,7 @@ import pyarrow as pa
 from deltalake import DeltaTable
 
 from pipeline.lake import translated
+from pipeline.layout import lacking
 
 CHANGE = "_change_type"
 """The feed's column that says `insert` or `delete`. Compaction is not in the feed; a replace is delete + insert."""
@@ -20,12 +21,18 @@ def batches(table: DeltaTable, first: int, last: int, columns: list[str]) -> Ite
 
     Raises as `pipeline.lake.translated` says.
     """
+    wanted, missing = [*columns, CHANGE], lacking(table)
     with translated(f"read the changes {first}-{last} of {table.table_uri}"):
-        feed = table.load_cdf(starting_version=first, ending_version=last, columns=[*columns, CHANGE])
+        feed = table.load_cdf(
+            starting_version=first, ending_version=last, columns=[name for name in wanted if name not in missing]
+        )
         try:
             # through pyarrow, since delta-rs's own reader raises bare Exceptions
             for batch in pa.RecordBatchReader.from_stream(feed):
-                yield pl.DataFrame(pl.from_arrow(batch))
+                rows = pl.DataFrame(pl.from_arrow(batch))
+                yield rows.select(
+                    pl.lit(None, missing[name]).alias(name) if name in missing else name for name in wanted
+                )
         except pa.ArrowException as error:
             text = str(error)
             raise (FileNotFoundError(text) if "not found" in text else OSError(text)) from error

@@ -4,6 +4,8 @@ PipelineError
 ├── TerminalError           stop; a person has to act
 │   ├── BadInput            a file, an argument or a setting is wrong
 │   ├── SchemaTooNew        the lake, a message or a state was written by a newer version
+│   ├── SchemaTooOld        ... by a version older than the one before
+│   ├── MigrationDue        a table is still in the layout of the version before
 │   ├── ContractBroken      a frame breaks its table's contract: nothing of it was committed
 │   ├── AccessDenied        credentials are wrong or lack a permission
 │   ├── NotSetUp            a topic, bucket or table is missing
@@ -44,6 +46,14 @@ class BadInput(TerminalError):
 
 class SchemaTooNew(TerminalError):
     """Data carry a schema version that this version of the pipeline cannot read."""
+
+
+class SchemaTooOld(TerminalError):
+    """Data carry a schema version that this version of the pipeline no longer reads."""
+
+
+class MigrationDue(TerminalError):
+    """A table has the layout of the version before: it can be read, but not written."""
 
 
 class ContractBroken(TerminalError):

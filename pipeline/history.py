@@ -11,6 +11,7 @@ from fsspec import AbstractFileSystem
 from contracts.tables import BRONZE_READINGS
 from pipeline.errors import HistoryMismatch
 from pipeline.lake import Lake, changes, translated
+from pipeline.layout import scan
 
 ORDER = ["batch_partition", "batch_offset", "batch_row"]
 """The order of the rolling statistics, and of who was first."""
@@ -97,7 +98,7 @@ def replay(bronze: DeltaTable, last: int, max_rows: int) -> Iterator[pl.DataFram
     Each piece is of one partition and begins where the one before it ended. Read from the table as it is now,
     less what came after `last`: the log and the files of old versions may be gone.
     """
-    everything = pl.scan_delta(bronze)
+    everything = scan(bronze)
     later = _later(bronze, last)
     with translated(f"plan a replay of {bronze.table_uri}"):
         ranges = (

@@ -19,10 +19,11 @@ from botocore.exceptions import BotoCoreError
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
-from contracts.tables import SCHEMA_VERSION, Table
+from contracts.tables import Table
 from contracts.validation import SchemaErrors
+from pipeline import layout
 from pipeline import settings as config
-from pipeline.errors import AccessDenied, Conflict, ContractBroken, NotSetUp, SchemaTooNew, Unreachable
+from pipeline.errors import AccessDenied, Conflict, ContractBroken, NotSetUp, Unreachable
 
 LOG_RETENTION = timedelta(days=7)
 
@@ -47,10 +48,10 @@ class Lake:
         return f"{self._settings.uri.rstrip('/')}/{path}"
 
     def open(self, table: Table) -> DeltaTable:
-        """Open a table at its newest version.
+        """Open a table at its newest version, to read it: pipeline.layout fills in what it does not have yet.
 
-        Raises NotSetUp where there is none, SchemaTooNew where a newer pipeline wrote it, Unreachable and
-        AccessDenied as the store says.
+        Raises NotSetUp where there is none, SchemaTooNew and SchemaTooOld where its layout is more than one version
+        off, Unreachable and AccessDenied as the store says.
         """
         with translated(f"open {self.uri(table.path)}"):
             try:
@@ -60,27 +61,30 @@ class Lake:
                     f"There is no table {self.uri(table.path)}.",
                     "The stage that writes it creates it: start that.",
                 ) from None
-        version = schema_version(opened)
-        if version > SCHEMA_VERSION:
-            raise SchemaTooNew(
-                f"{self.uri(table.path)} has schema version {version}; this pipeline knows up to {SCHEMA_VERSION}.",
-                "Run the newer version of the pipeline that wrote it.",
-            )
+        layout.require_readable(opened)
         return opened
 
     def ensure(self, table: Table) -> DeltaTable:
-        """Open a table, creating it, empty, where it is missing. Two creators at once are one table."""
+        """Open a table to write it; create it, empty, where it is missing. Two creators at once are one table.
+
+        Raises MigrationDue where it has the layout of the version before, else as `open` does.
+        """
         try:
-            return self.open(table)
+            opened = self.open(table)
         except NotSetUp:
-            pass
+            self._create(table)
+            opened = self.open(table)
+        layout.require_writable(opened)
+        return opened
+
+    def _create(self, table: Table) -> None:
         with translated(f"create {self.uri(table.path)}"):
             try:
                 DeltaTable.create(
                     self.uri(table.path),
                     schema=pl.DataFrame(schema=table.schema).to_arrow().schema,
                     partition_by=[table.partition_by],
-                    name=f"{table.path}@{SCHEMA_VERSION}",
+                    name=layout.named(table),
                     description=table.description,
                     configuration=CONFIGURATION,
                     storage_options=self.storage_options,
@@ -88,7 +92,6 @@ class Lake:
             except (CommitFailedError, DeltaError) as error:
                 if "already exists" not in str(error).lower():
                     raise
-        return self.open(table)
 
     def files(self) -> fsspec.AbstractFileSystem:
         """The store as a file system, for what is not a table (states, exports). Its paths are those of `uri`."""
@@ -168,12 +171,6 @@ def storage_options(settings: config.Lake) -> dict[str, str]:
     }
 
 
-def schema_version(table: DeltaTable) -> int:
-    """Version of the layout, from the table's name, `path@version`: delta-rs takes no properties of ours, and an
-    application transaction would cost a look through the log at each opening."""
-    return int(table.metadata().name.rpartition("@")[2])
-
-
 def progress(table: DeltaTable, app_id: str) -> int | None:
     """The version that the last commit of `app_id` carried, as this table object sees it; None before the first."""
     version: int | None = table.transaction_version(app_id)
@@ -206,7 +203,8 @@ def _fingerprint(table: DeltaTable) -> int:
 def append(table: DeltaTable, definition: Table, frame: pl.DataFrame, versions: Mapping[str, int]) -> None:
     """Add rows and set progress (`app id -> version`) in one commit of *this* table object.
 
-    Raises ContractBroken before anything is written, Conflict where another writer moved the progress.
+    Raises ContractBroken and MigrationDue before anything is written, Conflict where another writer moved the
+    progress.
     """
     _write(table, definition, frame, versions, mode="append", predicate=None)
 
@@ -229,7 +227,7 @@ def _write(
     mode: str,
     predicate: str | None,
 ) -> None:
-    checked = validated(frame, definition)
+    checked = layout.fitted(validated(frame, definition), table)
     with translated(f"commit to {table.table_uri}"):
         write_deltalake(  # type: ignore[call-overload]  # the overloads do not allow a mode in a variable
             table,
@@ -255,14 +253,15 @@ def validated(frame: pl.DataFrame, definition: Table) -> pl.DataFrame:
 
 
 def changes(table: DeltaTable, first: int, last: int) -> pl.DataFrame:
-    """The change feed of versions `first` to `last`, both included: the table's columns and `_change_type`,
+    """The change feed of versions `first` to `last`, both included: this layout's columns and `_change_type`,
     `_commit_version`. Compaction adds nothing to it; a replace is delete + insert.
     """
     with translated(f"read the changes {first}-{last} of {table.table_uri}"):
         feed = table.load_cdf(starting_version=first, ending_version=last)
         # through pyarrow, since delta-rs's own reader raises bare Exceptions
         rows = pa.RecordBatchReader.from_stream(feed).read_all()
-    return pl.DataFrame(pl.from_arrow(rows)).drop("_commit_timestamp")
+    missing = [pl.lit(None, dtype).alias(name) for name, dtype in layout.lacking(table).items()]
+    return pl.DataFrame(pl.from_arrow(rows)).drop("_commit_timestamp").with_columns(missing)
 
 
 def days(column: str, values: list[date]) -> str:

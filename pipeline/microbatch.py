@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.decode import READING_SCHEMA
-from pipeline.errors import ContractBroken, SchemaTooNew
+from pipeline.errors import ContractBroken
+from pipeline.versions import require
 
 BUCKETS = 8
 """Buckets of sensors in a partition. Part of the identity of the state: never changed."""
@@ -24,7 +25,7 @@ MAX_BYTES = 512 * 1024
 """Of a micro-batch, which stays below it."""
 
 SCHEMA_VERSION = 1
-"""Of the columns within: READING_SCHEMA. A reader refuses a newer one."""
+"""Of the columns within: READING_SCHEMA. A reader takes it and the one before."""
 
 SCHEMA_HEADER = "schema_version"
 EVENT_TIME_HEADER = "event_time"
@@ -86,24 +87,36 @@ def pack(valid: pl.DataFrame, partitions: int) -> list[MicroBatch]:
 def unpack(value: bytes) -> pa.Table:
     """The rows of a micro-batch (READING_SCHEMA as Arrow: large strings, UTC microseconds), in their order.
 
-    Raises SchemaTooNew where a newer version of the pipeline wrote it, ContractBroken where it is no micro-batch.
+    Of the version before, columns that it lacks are null. Raises SchemaTooNew where a newer version of the pipeline
+    wrote it (to leave out what it added would lose it), SchemaTooOld where one before the last did, ContractBroken
+    where it is no micro-batch.
     """
     try:
         stream = pa.ipc.open_stream(value)
-        version = int((stream.schema.metadata or {}).get(SCHEMA_HEADER.encode(), 0))
-        if version > SCHEMA_VERSION:
-            raise SchemaTooNew(
-                f"A micro-batch has schema version {version}; this pipeline knows up to {SCHEMA_VERSION}.",
-                "Run the newer version of the pipeline: stages are updated from the lake upwards, ingest last.",
-            )
-        if not stream.schema.equals(_SCHEMA):
+        version = int((stream.schema.metadata or {}).get(SCHEMA_HEADER.encode(), b"not stated"))
+        require(
+            "A micro-batch has schema version",
+            version,
+            SCHEMA_VERSION,
+            "Run the newer version of the pipeline: stages are updated from the lake upwards, ingest last.",
+        )
+        rows = stream.read_all() if version == SCHEMA_VERSION else _with_nulls(stream.read_all())
+        if not rows.schema.equals(_SCHEMA):
             raise ContractBroken(f"A micro-batch has other columns than readings: {stream.schema.names}")
-        return stream.read_all()
+        return rows
     except (pa.ArrowInvalid, ValueError) as error:
         raise ContractBroken(
             f"A message of {len(value)} bytes is not a micro-batch: {error}",
             "Something else than ingest writes to sensors.readings: stop it.",
         ) from error
+
+
+def _with_nulls(rows: pa.Table) -> pa.Table:
+    """In the present columns: null where there is none yet."""
+    for field in _SCHEMA:
+        if field.name not in rows.column_names:
+            rows = rows.append_column(field, pa.nulls(len(rows), field.type))
+    return rows.select([name for name in _SCHEMA.names if name in rows.column_names])
 
 
 def _places(sensor_ids: pl.Series, partitions: int) -> npt.NDArray[np.unsignedinteger[Any]]:

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from contracts.registry import SeriesNames
-from pipeline.errors import SchemaTooNew, TerminalError
+from pipeline.errors import TerminalError
 from pipeline.scoring import memory_dtype
 from pipeline.settings import Detection
+from pipeline.versions import require
 
 FORMAT = 2
 """Version of the bytes. 1 knew no jump, no drift and no former level: those begin anew where it is read."""
@@ -214,7 +215,8 @@ class State:
     def from_bytes(data: bytes) -> "State":
         """The state that `to_bytes` wrote, or the one of format 1.
 
-        Raises SchemaTooNew where a newer pipeline did, TerminalError where it is no state or not a whole one.
+        Raises SchemaTooNew where a newer pipeline did, SchemaTooOld where one before the last did, TerminalError
+        where it is no state or not a whole one.
         """
         try:
             magic, version, window, shift_after, sensor_count, series_count, names_size = _HEADER.unpack_from(data)
@@ -222,11 +224,7 @@ class State:
             raise _unreadable(str(error)) from error
         if magic != _MAGIC:
             raise _unreadable("it does not begin like one")
-        if version > FORMAT:
-            raise SchemaTooNew(
-                f"A rolling state has format {version}; this pipeline knows up to {FORMAT}.",
-                "Run the newer version of the pipeline that wrote it.",
-            )
+        require("A rolling state has format", version, FORMAT, "Run the newer version of the pipeline that wrote it.")
         place = _HEADER.size + names_size
 
         def column(kind: str, length: int) -> npt.NDArray[Any]:

@@ -14,6 +14,7 @@ from deltalake import DeltaTable
 
 from contracts.tables import WINDOW
 from pipeline.lake import translated
+from pipeline.layout import scan
 
 LENGTH = timedelta(minutes=5)
 
@@ -140,7 +141,7 @@ def read(
     Raises NotSetUp where a file is gone, else as `pipeline.lake.translated` says.
     """
     with translated(f"read {len(starts)} windows of {table.table_uri}"):
-        return pl.scan_delta(table).filter(within(starts, column)).select(columns).collect()
+        return scan(table).filter(within(starts, column)).select(columns).collect()
 
 
 def _start(column: str) -> pl.Expr:

@@ -18,9 +18,9 @@ from zlib import crc32
 
 from fsspec import AbstractFileSystem
 
-from pipeline.errors import SchemaTooNew
 from pipeline.lake import translated
 from pipeline.rolling import State
+from pipeline.versions import require
 
 FORMAT = 1
 
@@ -117,7 +117,7 @@ class StateStore:
     def load(self, version: int, attempt: int) -> Snapshot | None:
         """Read a version back; None where an object is missing or damaged.
 
-        Raises SchemaTooNew where a newer pipeline wrote it.
+        Raises SchemaTooNew where a newer pipeline wrote it, SchemaTooOld where one before the last did.
         """
         name = _name(version, attempt)
         header, body = _parts(self._read(name))
@@ -229,11 +229,12 @@ def _parts(data: bytes | None) -> tuple[bytes, bytes]:
 
 def _manifest(name: str, header: bytes) -> Manifest:
     fields = json.loads(header)
-    if (found := fields.pop("format")) > FORMAT:
-        raise SchemaTooNew(
-            f"The state {name} has format {found}; this pipeline knows up to {FORMAT}.",
-            "Run the newer version of the pipeline that wrote it, or delete the state: it is rebuilt from Bronze.",
-        )
+    require(
+        f"The state {name} has format",
+        fields.pop("format"),
+        FORMAT,
+        "Run the newer version of the pipeline that wrote it, or delete the state: it is rebuilt from Bronze.",
+    )
     places = {int(bucket): Place(**place) for bucket, place in fields.pop("places").items()}
     return Manifest(places=places, outbox=Place(**fields.pop("outbox")), **fields)
 

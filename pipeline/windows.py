@@ -8,6 +8,7 @@ import polars as pl
 from deltalake import DeltaTable
 
 from pipeline.lake import days, translated
+from pipeline.layout import scan
 
 MAX_WINDOWS = 1000
 """Windows in one predicate: delta-rs took 0.2 s for 1,000, 10 s for 10,000 and crashed (its stack) on 30,000."""
@@ -38,14 +39,14 @@ class Grid:
     def read(self, table: DeltaTable, windows: pl.Series, columns: tuple[str, ...]) -> pl.DataFrame:
         """All rows of these windows as the table object sees them. Raises as `pipeline.lake.translated` says."""
         with translated(f"read {len(windows)} windows of {table.table_uri}"):
-            return pl.scan_delta(table).filter(self.rows_of(windows)).select(columns).collect()
+            return scan(table).filter(self.rows_of(windows)).select(columns).collect()
 
     def count(self, table: DeltaTable, windows: pl.Series | None = None) -> pl.DataFrame:
         """Rows of each of these windows, or of all there are: `window`, in order, and `rows` (int64, also 0).
 
         Reads no other column. Raises as `pipeline.lake.translated` says.
         """
-        rows = pl.scan_delta(table)
+        rows = scan(table)
         if windows is not None:
             rows = rows.filter(self.rows_of(windows)) if len(windows) else rows.clear()
         with translated(f"count the windows of {table.table_uri}"):

@@ -31,3 +31,14 @@ def vacuum(
     from apps.lake import vacuum
 
     vacuum(settings, keep_hours=keep_hours, dry_run=dry_run, without_warehouse=without_warehouse)
+
+
+@app.command("migrate")
+def migrate(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is due.")] = False,
+) -> None:
+    """Give tables the columns of this version; stages may go on."""
+    settings = tool_settings("lake")
+    from apps.lake import migrate
+
+    migrate(settings, dry_run=dry_run)

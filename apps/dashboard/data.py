@@ -10,6 +10,7 @@ import polars as pl
 from contracts.tables import BRONZE_ANOMALIES, GOLD_SENSOR_5MIN, WINDOW
 from pipeline.errors import PipelineError
 from pipeline.lake import Lake, translated
+from pipeline.layout import scan
 
 KEPT_FOR = timedelta(seconds=5)
 """How old a snapshot may be when it is shown."""
@@ -71,7 +72,7 @@ def take(lake: Lake, now: datetime) -> Snapshot:
 
 def newest_day(lake: Lake) -> pl.DataFrame:
     """The newest day of gold/sensor_5min by location and sensor type: see `Snapshot.day`."""
-    gold = pl.scan_delta(lake.open(GOLD_SENSOR_5MIN))
+    gold = scan(lake.open(GOLD_SENSOR_5MIN))
     with translated("read gold/sensor_5min"):
         newest = gold.select(pl.col("event_date").max()).collect().item()
         return (
@@ -96,7 +97,7 @@ def last_anomalies(lake: Lake) -> pl.DataFrame:
     """The newest rows of bronze/anomalies by event time."""
     with translated("read bronze/anomalies"):
         return (
-            pl.scan_delta(lake.open(BRONZE_ANOMALIES))
+            scan(lake.open(BRONZE_ANOMALIES))
             .sort("timestamp", descending=True)
             .head(_ANOMALIES)
             .select(_ANOMALY_COLUMNS)

@@ -61,6 +61,11 @@ def test_only_settings_read_the_environment(path: Path) -> None:
     assert not reads or path.name in ("demo.py", "local.py", "process.py")
 
 
+@pytest.mark.parametrize("path", [path for path in MODULES if path.name != "layout.py"], ids=named)
+def test_tables_are_read_through_the_layout_which_fills_in_what_an_older_one_lacks(path: Path) -> None:
+    assert "scan_delta" not in path.read_text()
+
+
 def commands(group: typer.core.TyperGroup, prefix: str = "") -> Iterator[tuple[str, typer.core.TyperCommand]]:
     for name, command in group.commands.items():
         if isinstance(command, typer.core.TyperGroup):

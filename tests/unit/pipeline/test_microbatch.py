@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts.wire import MAX_UNIT_BYTES
+from pipeline import microbatch
 from pipeline.decode import READING_SCHEMA
-from pipeline.errors import ContractBroken, SchemaTooNew
+from pipeline.errors import ContractBroken, SchemaTooNew, SchemaTooOld
 from pipeline.microbatch import BUCKETS, MAX_BYTES, MicroBatch, pack, route, unpack
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
@@ -172,27 +173,43 @@ def test_a_replay_has_the_same_late_readings_in_any_batch_size(size: int) -> Non
     assert late == 9
 
 
-def with_version(value: bytes, version: str) -> bytes:
-    table = unpack(value).replace_schema_metadata({"schema_version": version})
+def with_version(value: bytes, version: str, without: Sequence[str] = ()) -> bytes:
+    return ipc(unpack(value).drop_columns(list(without)).replace_schema_metadata({"schema_version": version}))
+
+
+def ipc(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)
     return bytes(sink.getvalue())
 
 
-def test_a_micro_batch_of_a_newer_version_is_refused() -> None:
+@pytest.mark.parametrize(("version", "error"), [("2", SchemaTooNew), ("0", SchemaTooOld)])
+def test_a_micro_batch_of_an_unknown_version_is_refused(version: str, error: type[Exception]) -> None:
     value = pack(frame([("s", START)]), 4)[0].value
     assert len(unpack(with_version(value, "1"))) == 1
-    with pytest.raises(SchemaTooNew, match="version 2"):
-        unpack(with_version(value, "2"))
+    with pytest.raises(error, match=f"A micro-batch has schema version {version}; "):
+        unpack(with_version(value, version))
+
+
+def test_a_micro_batch_of_the_version_before_has_nulls_for_what_it_lacks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    value = pack(frame([("s", START), ("s", START)]), 4)[0].value
+    former = with_version(value, "1", without=["label", "unit"])
+    monkeypatch.setattr(microbatch, "SCHEMA_VERSION", 2)
+    rows = pl.DataFrame(unpack(former))
+    assert rows.schema == READING_SCHEMA
+    assert rows.drop("label", "unit").equals(pl.DataFrame(unpack(with_version(value, "2"))).drop("label", "unit"))
+    assert rows.select("label", "unit").rows() == [(None, None)] * 2
+    with pytest.raises(ContractBroken, match="other columns"):
+        unpack(with_version(value, "2", without=["label"]))
 
 
 def test_what_is_no_micro_batch_is_refused() -> None:
-    other = pa.table({"x": [1]})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, other.schema) as stream:
-        stream.write_table(other)
+    other = ipc(pa.table({"x": [1]}))
+    named = ipc(pa.table({"x": [1]}).replace_schema_metadata({"schema_version": "1"}))
     value = pack(frame([("s", START)]), 4)[0].value
-    for wrong in (b"", b"{}", bytes(sink.getvalue()), value[: len(value) // 2], with_version(value, "one")):
+    for wrong in (b"", b"{}", other, named, value[: len(value) // 2], with_version(value, "one")):
         with pytest.raises(ContractBroken):
             unpack(wrong)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from contracts.registry import SeriesNames
-from pipeline.errors import SchemaTooNew, TerminalError
+from pipeline.errors import SchemaTooNew, SchemaTooOld, TerminalError
 from pipeline.rolling import FORMAT, State
 from pipeline.settings import Detection
 
@@ -224,11 +224,12 @@ def test_a_state_of_format_1_is_read_and_what_it_did_not_know_begins_anew() -> N
     assert State.from_bytes(state.to_bytes()).to_bytes() == state.to_bytes()
 
 
-def test_a_state_of_a_newer_version_is_refused() -> None:
+@pytest.mark.parametrize(("version", "error"), [(FORMAT + 1, SchemaTooNew), (0, SchemaTooOld)])
+def test_a_state_of_an_unknown_version_is_refused(version: int, error: type[Exception]) -> None:
     data = bytearray(State.empty(RULES).to_bytes())
-    data[4] = FORMAT + 1
+    data[4] = version
 
-    with pytest.raises(SchemaTooNew, match=f"format {FORMAT + 1}; this pipeline knows up to {FORMAT}"):
+    with pytest.raises(error, match=f"A rolling state has format {version}; this pipeline"):
         State.from_bytes(bytes(data))
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts.registry import load_registry
-from pipeline.errors import SchemaTooNew
+from pipeline.errors import SchemaTooNew, SchemaTooOld
 from pipeline.refine import IDENTITY, State, refine
 from pipeline.settings import Detection
 from pipeline.statestore import MAX_VALUE, Manifest, StateStore, buckets_of
@@ -116,12 +116,15 @@ def test_superseded_bytes_are_bounded_by_a_full_rewrite(store: StateStore, tmp_p
     assert sum(path.stat().st_size for path in objects(tmp_path)) < 6 * 64 * 4_096
 
 
-def test_a_newer_format_is_refused(store: StateStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.statestore.FORMAT", 2)
+@pytest.mark.parametrize(("version", "error"), [(2, SchemaTooNew), (0, SchemaTooOld)])
+def test_an_unknown_format_is_refused(
+    store: StateStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int, error: type[Exception]
+) -> None:
+    monkeypatch.setattr("pipeline.statestore.FORMAT", version)
     manifest = store.put(1, 1, {0: b"a"}, b"", None)
     monkeypatch.undo()
-    assert json.dumps({"format": 2})[1:-1].replace(" ", "").encode() in objects(tmp_path)[0].read_bytes()
-    with pytest.raises(SchemaTooNew, match="format 2"):
+    assert json.dumps({"format": version})[1:-1].replace(" ", "").encode() in objects(tmp_path)[0].read_bytes()
+    with pytest.raises(error, match=f"format {version}; this pipeline"):
         store.load(1, manifest.attempt)
 
 

@@ -1,0 +1,86 @@
+"""The layout of a table: its version, and how to work with a table that has the one before or after.
+
+A step of SCHEMA_VERSION adds columns that may be null, and nothing else (contracts/compatibility.py). So both sides
+of it can work with each other's tables: who reads fills in what is not there yet, who writes leaves null what it does
+not know. The newer side writes only tables that `pipeline lake migrate` has given the new columns.
+"""
+
+from collections.abc import Mapping
+
+import polars as pl
+from deltalake import DeltaTable
+
+from contracts.tables import SCHEMA_VERSION, TABLES, Table
+from pipeline.errors import MigrationDue
+from pipeline.versions import require
+
+__all__ = [
+    "SCHEMA_VERSION", "columns", "fitted", "lacking", "named", "require_readable", "require_writable", "scan",
+    "schema_version",
+]  # fmt: skip
+
+_BY_PATH = {table.path: table for table in TABLES}
+
+
+def named(table: Table) -> str:
+    """What a table of this layout is called: delta-rs takes no properties of ours, and an application transaction
+    would cost a look through the log at each opening.
+    """
+    return f"{table.path}@{SCHEMA_VERSION}"
+
+
+def schema_version(table: DeltaTable) -> int:
+    """Version of the layout that a table has."""
+    return int(table.metadata().name.rpartition("@")[2])
+
+
+def columns(table: DeltaTable) -> pl.Schema:
+    """What a table really has."""
+    return pl.Schema(table.schema().to_arrow())
+
+
+def require_readable(table: DeltaTable) -> None:
+    """Raises SchemaTooNew or SchemaTooOld where the layout is more than one version off."""
+    require(
+        f"{table.table_uri} has schema version",
+        schema_version(table),
+        SCHEMA_VERSION,
+        "Run the newer version of the pipeline that wrote it.",
+        newest=SCHEMA_VERSION + 1,
+    )
+
+
+def require_writable(table: DeltaTable) -> None:
+    """Raises MigrationDue where the table has the layout of the version before."""
+    if (found := schema_version(table)) < SCHEMA_VERSION:
+        raise MigrationDue(
+            f"{table.table_uri} has the layout of schema version {found}; this pipeline writes {SCHEMA_VERSION}.",
+            "Run `pipeline lake migrate`: it takes a moment, and stages of the version before may go on.",
+        )
+
+
+def lacking(table: DeltaTable) -> Mapping[str, pl.DataType]:
+    """Columns of this layout that a table of the one before does not have yet."""
+    path, _, version = (table.metadata().name or "").rpartition("@")
+    if path not in _BY_PATH or int(version) >= SCHEMA_VERSION:
+        return {}
+    has = columns(table)
+    return {name: dtype for name, dtype in _BY_PATH[path].schema.items() if name not in has}
+
+
+def scan(table: DeltaTable) -> pl.LazyFrame:
+    """All rows, in this layout: what the table does not have yet is null."""
+    rows, missing = pl.scan_delta(table), lacking(table)
+    return rows.with_columns(pl.lit(None, dtype).alias(name) for name, dtype in missing.items()) if missing else rows
+
+
+def fitted(rows: pl.DataFrame, table: DeltaTable) -> pl.DataFrame:
+    """Rows of this layout in the columns that the table has: null what only a newer layout knows.
+
+    Raises MigrationDue.
+    """
+    require_writable(table)
+    if schema_version(table) == SCHEMA_VERSION:
+        return rows
+    more = {name: dtype for name, dtype in columns(table).items() if name not in rows.columns}
+    return rows.with_columns(pl.lit(None, dtype).alias(name) for name, dtype in more.items())
