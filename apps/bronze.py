@@ -13,7 +13,6 @@ import msgspec
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import quixstreams
 
 from contracts.tables import BRONZE_ANOMALIES, BRONZE_DEAD_LETTERS, BRONZE_READINGS, Table
 from contracts.wire import Anomaly, DeadLetterHeader
@@ -21,6 +20,7 @@ from pipeline import kafka, offsets, stream
 from pipeline.errors import ContractBroken, HistoryMismatch
 from pipeline.lake import Lake, append, progress
 from pipeline.microbatch import unpack
+from pipeline.quix import Application
 from pipeline.settings import Settings
 from pipeline.sink import Decode, Decoded, DeltaSink, Message, positions
 from pipeline.stage import Stage, retrying, running
@@ -50,7 +50,7 @@ def run(settings: Settings, *, until_caught_up: bool = False) -> None:
                 raise sink.failure
 
 
-def _application(settings: Settings, stage: Stage, sinks: Sequence[DeltaSink]) -> quixstreams.Application:
+def _application(settings: Settings, stage: Stage, sinks: Sequence[DeltaSink]) -> Application:
     def processed(*_: object) -> None:
         stage.beat()
         if sum(sink.buffered_bytes for sink in sinks) >= settings.bronze.commit_bytes:

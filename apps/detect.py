@@ -12,8 +12,6 @@ from typing import Any
 
 import msgspec
 import polars as pl
-import quixstreams
-from quixstreams.models.serializers import Serializer
 
 from contracts.registry import Registry, load_registry
 from contracts.tables import WINDOW
@@ -21,6 +19,7 @@ from contracts.wire import UTC_MICROSECONDS, Anomaly
 from pipeline import kafka, metrics, offsets, stream
 from pipeline.errors import ContractBroken
 from pipeline.microbatch import unpack
+from pipeline.quix import Application, Serializer
 from pipeline.refine import IDENTITY, Refined, State, prepare, refine
 from pipeline.settings import Settings
 from pipeline.stage import Stage, retrying, running
@@ -55,7 +54,7 @@ def run(settings: Settings, *, until_caught_up: bool = False) -> None:
         stream.run(application(settings, stage, Detector(settings, registry)), settings, stage, done)
 
 
-def application(settings: Settings, stage: Stage, detector: "Detector") -> quixstreams.Application:
+def application(settings: Settings, stage: Stage, detector: "Detector") -> Application:
     """sensors.readings -> score -> sensors.anomalies, exactly once."""
 
     def served(statistics: str) -> None:

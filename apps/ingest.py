@@ -15,8 +15,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
-from quixstreams.kafka import Producer
-from quixstreams.kafka.exceptions import KafkaBrokerUnavailableError
 
 from contracts.registry import RegistryError, load_registry
 from contracts.wire import LABEL_HEADER, DeadLetterHeader
@@ -24,6 +22,7 @@ from pipeline import __version__, kafka, kafka_errors, metrics, offsets
 from pipeline.decode import Dead, RawMessages, decode
 from pipeline.errors import BadInput, TransientError, Unreachable
 from pipeline.microbatch import MicroBatch, pack
+from pipeline.quix import KafkaBrokerUnavailableError, Producer
 from pipeline.settings import Settings
 from pipeline.stage import Stage, retrying, running
 

@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import quixstreams
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
-from quixstreams.kafka import ConnectionConfig, Consumer, Producer
 
 from pipeline.errors import HistoryMismatch, NotSetUp, TerminalError
 from pipeline.kafka_errors import translated
+from pipeline.quix import Application, ConnectionConfig, Consumer, Producer
 from pipeline.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -152,7 +151,7 @@ def membership(settings: Settings, stage: str) -> dict[str, Any]:
     return {"group.instance.id": instance(settings, stage)} if settings.kafka.static_members else {}
 
 
-def application(settings: Settings, stage: str, **extra: Any) -> quixstreams.Application:
+def application(settings: Settings, stage: str, **extra: Any) -> Application:
     """A Quix application in the stage's consumer group.
 
     `extra` goes to quixstreams.Application; its `consumer_extra_config` and `producer_extra_config` add to those of
@@ -160,7 +159,7 @@ def application(settings: Settings, stage: str, **extra: Any) -> quixstreams.App
     unless `auto_create_topics=True` is given (changelogs need it): call `require_topics` first.
     """
     exactly_once = extra.get("processing_guarantee") == "exactly-once"
-    return quixstreams.Application(
+    return Application(
         **{
             "broker_address": _connection(settings),
             "consumer_group": settings.group(stage),

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple, NoReturn
 
 import polars as pl
 from deltalake import DeltaTable
-from quixstreams.sinks import BaseSink, SinkBackpressureError
 
 from contracts.tables import Table
 from pipeline import metrics
 from pipeline.errors import Conflict, TransientError, Unreachable
 from pipeline.lake import Lake, append, progress, translated
+from pipeline.quix import BaseSink, SinkBackpressureError
 
 REOPEN_AFTER = 100
 """Commits with one table object: each makes it slower, opening it costs as much as a few."""

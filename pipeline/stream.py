@@ -6,13 +6,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import msgspec
-import quixstreams
 from confluent_kafka import KafkaException
-from quixstreams.exceptions import PartitionAssignmentError
-from quixstreams.kafka.exceptions import BaseKafkaException, KafkaBrokerUnavailableError
 
 from pipeline import kafka_errors
 from pipeline.errors import PipelineError, Unreachable
+from pipeline.quix import (
+    Application,
+    BaseKafkaException,
+    KafkaBrokerUnavailableError,
+    PartitionAssignmentError,
+)
 from pipeline.settings import Settings
 from pipeline.stage import Stage
 
@@ -32,7 +35,7 @@ def steady(statistics: str) -> bool:
     return msgspec.json.decode(statistics, type=_Statistics).cgrp.join_state == "steady"
 
 
-def run(app: quixstreams.Application, settings: Settings, stage: Stage, done: Callable[[], bool]) -> None:
+def run(app: Application, settings: Settings, stage: Stage, done: Callable[[], bool]) -> None:
     """Run until the stage is stopping or `done`, which is asked in a thread of its own. Both commit what was read."""
     ended = threading.Event()
     failed: list[PipelineError] = []

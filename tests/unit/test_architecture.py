@@ -39,6 +39,13 @@ def test_imports_go_one_way(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=named)
+def test_quix_streams_and_pandera_come_without_what_nobody_uses_of_them(path: Path) -> None:
+    """What they bring along is a good part of a stage's start."""
+    if named(path) not in ("pipeline/quix.py", "contracts/validation.py"):
+        assert {name.split(".")[0] for name in imports(path)}.isdisjoint({"quixstreams", "pandera"})
+
+
+@pytest.mark.parametrize("path", MODULES, ids=named)
 def test_files_are_small(path: Path) -> None:
     lines = len(path.read_text().splitlines())
     assert lines <= FEW_LINES, f"{named(path)} has {lines} lines"
