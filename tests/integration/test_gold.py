@@ -1,28 +1,23 @@
-"""Gold on S3."""
+"""Gold on S3. All three tables of real data: test_nab.py."""
 
-import csv
-import gzip
 import threading
 from datetime import datetime, timedelta
-from pathlib import Path
 
-import polars as pl
 import pytest
-from polars.testing import assert_frame_equal
 
 from apps import gold
-from contracts.tables import GOLD_DAILY_SUMMARY, GOLD_LOCATION_HOURLY, GOLD_SENSOR_5MIN, SILVER_READINGS, Table
+from contracts.tables import GOLD_SENSOR_5MIN, SILVER_READINGS
 from pipeline import lake as lakes
 from pipeline import settings as config
 from pipeline.errors import TransientError
 from pipeline.lake import Lake
 from pipeline.settings import Settings
-from tests.gold_oracle import Entry, Oracle, Reading, Row
+from tests.gold_oracle import Oracle, Reading
+from tests.gold_tables import assert_gold
 from tests.silver_rows import silver
 
 pytestmark = pytest.mark.s3
 
-NAB = Path(__file__).parent.parent / "data" / "nab" / "replay.csv.gz"
 START = datetime.fromisoformat("2026-02-28T23:00:00Z")
 TYPES = {"temperature": timedelta(seconds=10)}
 
@@ -44,50 +39,6 @@ def reading(second: int, sensor: str = "s") -> Reading:
 def add(lake: Lake, readings: list[Reading]) -> None:
     table = lake.ensure(SILVER_READINGS)
     lakes.append(table, SILVER_READINGS, silver(readings), {"bronze": table.version()})
-
-
-def rows(lake: Lake, table: Table) -> pl.DataFrame:
-    return pl.scan_delta(lake.open(table)).collect().sort(table.key)
-
-
-def assert_gold(lake: Lake, oracle: Oracle, readings: list[Reading]) -> None:
-    expected = {
-        GOLD_SENSOR_5MIN: oracle.sensor_5min(readings),
-        GOLD_LOCATION_HOURLY: oracle.location_hourly(readings),
-        GOLD_DAILY_SUMMARY: oracle.daily_summary(readings),
-    }
-    for table, wanted in expected.items():
-        assert_frame_equal(rows(lake, table), frame(wanted, table), rel_tol=1e-9, abs_tol=1e-9)
-
-
-def frame(wanted: list[Row], table: Table) -> pl.DataFrame:
-    return pl.DataFrame(wanted, schema=table.schema).sort(table.key)
-
-
-def test_the_nab_series_in_one_backlog_are_what_plain_python_makes_of_the_file(
-    settings: Settings, lake: Lake
-) -> None:
-    with gzip.open(NAB, "rt", encoding="utf-8", newline="") as lines:
-        readings = [
-            Reading(
-                row["sensor_id"],
-                row["sensor_type"],
-                row["location"],
-                datetime.fromisoformat(row["timestamp"]),
-                float(row["value"]),
-            )
-            for row in csv.DictReader(lines)
-        ]
-    add(lake, readings)
-    gold.run(settings, until_caught_up=True)
-
-    since, until = datetime.fromisoformat("2013-12-02T00:00:00Z"), datetime.fromisoformat("2014-02-20T00:00:00Z")
-    machine = Entry("nab-machine-temp", "temperature", "nab-plant", timedelta(minutes=5), since, until)
-    since, until = datetime.fromisoformat("2013-07-04T00:00:00Z"), datetime.fromisoformat("2014-05-29T00:00:00Z")
-    ambient = Entry("nab-ambient-temp", "temperature", "nab-office", timedelta(hours=1), since, until)
-    assert_gold(lake, Oracle(TYPES, [machine, ambient]), readings)
-    counts = rows(lake, GOLD_SENSOR_5MIN)["count"]
-    assert (counts.sum(), (counts == 2).sum()) == (29_962, 12)
 
 
 def test_without_silver_there_is_nothing_to_catch_up_with(settings: Settings, lake: Lake) -> None:
@@ -147,7 +98,7 @@ def test_two_gold_jobs_side_by_side_lose_and_double_nothing(settings: Settings, 
 
 
 def test_compaction_of_gold_between_two_cycles_does_no_harm(settings: Settings, lake: Lake) -> None:
-    readings = [reading(n) for n in range(0, 1200, 60)]
+    readings = [reading(n) for n in range(0, 1200, 100)]
     running = gold.refreshes_of(settings, lake)
     for number, one in enumerate(readings):
         add(lake, [one])

@@ -4,9 +4,7 @@ import csv
 import gzip
 import json
 import math
-import statistics
-from collections import defaultdict
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -14,13 +12,30 @@ import pytest
 
 from apps import bronze, gold, ingest, load, silver, simulate, warehouse
 from apps.reconcile import reconcile
+from contracts.tables import GOLD_SENSOR_5MIN
 from pipeline import kafka
+from pipeline.lake import Lake
 from pipeline.settings import Settings
+from tests.gold_oracle import Entry, Oracle, Reading
+from tests.gold_tables import assert_gold
+from tests.gold_tables import rows as table_rows
 from tests.processes import succeed
 from tests.services import ROOT
 
 NAB = ROOT / "tests" / "data" / "nab" / "replay.csv.gz"
 READINGS = 29_962
+
+REGISTERED = Oracle(
+    {"temperature": timedelta(seconds=10)},
+    [
+        Entry(sensor, "temperature", place, interval, datetime.fromisoformat(since), datetime.fromisoformat(until))
+        for sensor, place, interval, since, until in (
+            ("nab-machine-temp", "nab-plant", timedelta(minutes=5), "2013-12-02T00:00:00Z", "2014-02-20T00:00:00Z"),
+            ("nab-ambient-temp", "nab-office", timedelta(hours=1), "2013-07-04T00:00:00Z", "2014-05-29T00:00:00Z"),
+        )
+    ],
+)
+"""What the default registry says of the two sensors."""
 
 pytestmark = [pytest.mark.kafka, pytest.mark.s3, pytest.mark.postgres, pytest.mark.slow]
 
@@ -39,34 +54,6 @@ def nab() -> list[dict[str, Any]]:
         row["degF"] = float(row["value"])
         row["degC"] = (row["degF"] - 32) * 5 / 9
     return rows
-
-
-def quantile(ordered: list[float], q: float) -> float:
-    place = (len(ordered) - 1) * q
-    below, above = ordered[math.floor(place)], ordered[math.ceil(place)]
-    return below + (above - below) * (place - math.floor(place))
-
-
-def expected_windows(rows: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, float | None]]:
-    """(sensor, start of the window) -> what Gold must hold of it."""
-    values: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for row in rows:
-        start = row["at"] - timedelta(minutes=row["at"].minute % 5, seconds=row["at"].second)
-        values[row["sensor_id"], f"{start:%Y-%m-%dT%H:%M:%SZ}"].append(row["degC"])
-    return {
-        key: {
-            "count": len(window),
-            "sum": math.fsum(window),
-            "avg": math.fsum(window) / len(window),
-            "min": min(window),
-            "max": max(window),
-            "p50": quantile(sorted(window), 0.50),
-            "p95": quantile(sorted(window), 0.95),
-            "p99": quantile(sorted(window), 0.99),
-            "std": statistics.stdev(window) if len(window) > 1 else None,
-        }
-        for key, window in values.items()
-    }
 
 
 def late(rows: list[dict[str, Any]]) -> set[str]:
@@ -91,13 +78,6 @@ def test_silver_gold_and_the_warehouse_hold_what_the_file_says(settings: Setting
     assert reconcile(settings).to_dict()["balanced"]
 
     refined = ask(settings, "SELECT * FROM silver.readings")
-    windows = ask(settings, "SELECT * FROM gold.sensor_5min")
-    where = settings.warehouse
-    with psycopg.connect(host=where.host, port=where.port, user=where.user, dbname=where.database) as connection:
-        loaded = connection.execute(
-            "SELECT sensor_id, window_start, count, avg, std, p95 FROM analytics.fact_sensor_5min"
-        ).fetchall()
-
     sent = {row["event_id"]: row for row in rows}
     assert len(sent) == len(refined) == READINGS
     assert {(row["unit"], row["original_unit"]) for row in refined} == {("degC", "degF")}
@@ -108,21 +88,21 @@ def test_silver_gold_and_the_warehouse_hold_what_the_file_says(settings: Setting
     assert {row["event_id"] for row in refined if row["is_late"]} == late(rows)
     assert len(late(rows)) == 9
 
-    expected = expected_windows(rows)
-    found = {(row["sensor_id"], row["window_start"]): row for row in windows}
-    assert len(found) == len(windows)
-    assert found.keys() == expected.keys()
-    for key, window in expected.items():
-        near = {
-            name: number if number is None else pytest.approx(number, rel=1e-9) for name, number in window.items()
-        }
-        assert {name: found[key][name] for name in window} == near, key
-    assert sum(row["count"] for row in windows) == READINGS
-    assert [row["count"] for row in windows if row["count"] != 1] == [2] * 12
+    flagged = {row["event_id"] for row in refined if row["is_anomaly"]}
+    readings = [
+        Reading(
+            row["sensor_id"], row["sensor_type"], row["location"], row["at"], row["degC"], row["event_id"] in flagged
+        )
+        for row in rows
+    ]
+    lake = Lake(settings.lake)
+    assert_gold(lake, REGISTERED, readings)
+    windows = table_rows(lake, GOLD_SENSOR_5MIN)
+    assert windows["count"].sum() == READINGS
+    assert windows["count"].filter(windows["count"] != 1).to_list() == [2] * 12
 
-    columns = ("count", "avg", "std", "p95")
-    in_warehouse = {
-        (sensor, f"{start.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"): values for sensor, start, *values in loaded
-    }
-    assert len(in_warehouse) == len(loaded)
-    assert in_warehouse == {key: [row[name] for name in columns] for key, row in found.items()}
+    columns = ["sensor_id", "window_start", "count", "avg", "std", "p95"]
+    where = settings.warehouse
+    with psycopg.connect(host=where.host, port=where.port, user=where.user, dbname=where.database) as connection:
+        loaded = connection.execute(f"SELECT {', '.join(columns)} FROM analytics.fact_sensor_5min").fetchall()
+    assert sorted(loaded) == sorted(windows.select(columns).rows())
