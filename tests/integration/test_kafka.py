@@ -11,6 +11,7 @@ from pipeline import settings as config
 from pipeline.errors import AccessDenied, HistoryMismatch, NotSetUp, PipelineError, TerminalError, Unreachable
 from pipeline.settings import Settings
 from pipeline.stage import retrying
+from tests.processes import until
 from tests.services import EMBEDDED, choose_broker, unique
 
 pytestmark = pytest.mark.kafka
@@ -167,8 +168,8 @@ def test_drained_looks_for_committed_messages_and_no_others(settings: Settings) 
     client.commit_transaction()  # partition 0: 0, 1 and a marker at 2; partition 1: 0 and a marker at 1
     send(client, settings, {0: 3})
     client.abort_transaction()  # 3, 4, 5 and a marker at 6
-    ends = offsets.end_offsets(settings, broker.RAW)
-    assert ends == {0: 7, 1: 2, 2: 0}
+    ends = {0: 7, 1: 2, 2: 0}
+    until(lambda: offsets.end_offsets(settings, broker.RAW) == ends, "the markers, which the broker writes by and by")
     assert not offsets.drained(settings, broker.RAW, {}, ends)
     assert not offsets.drained(settings, broker.RAW, {0: 2}, ends)
     assert not offsets.drained(settings, broker.RAW, {0: 1, 1: 1}, ends)
@@ -178,6 +179,7 @@ def test_drained_looks_for_committed_messages_and_no_others(settings: Settings) 
     send(client, settings, {2: 1})
     assert not offsets.drained(settings, broker.RAW, {0: 2, 1: 1}, offsets.end_offsets(settings, broker.RAW))
     client.abort_transaction()
+    until(lambda: offsets.end_offsets(settings, broker.RAW)[2] == 2, "the marker of the abort")
     assert offsets.drained(settings, broker.RAW, {0: 2, 1: 1}, offsets.end_offsets(settings, broker.RAW))
 
 
