@@ -12,7 +12,7 @@ from typing import Annotated, Never
 import typer
 import typer.main
 
-from apps.commands import lake, stages, tools, topics, warehouse
+from apps.commands import lake, registry, stages, tools, topics, warehouse
 from apps.commands.options import DEBUG
 from pipeline.errors import PipelineError
 
@@ -28,6 +28,7 @@ app.add_typer(tools.app)
 app.add_typer(topics.app, name="topics")
 app.add_typer(warehouse.app, name="warehouse")
 app.add_typer(lake.app, name="lake")
+app.add_typer(registry.app, name="registry")
 
 
 def _print_version(wanted: bool) -> None:

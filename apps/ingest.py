@@ -25,6 +25,7 @@ from pipeline.microbatch import MicroBatch, pack
 from pipeline.quix import KafkaBrokerUnavailableError, Producer
 from pipeline.settings import Settings
 from pipeline.stage import Stage, retrying, running
+from pipeline.unknownfields import UnknownFields
 
 STAGE = "ingest"
 
@@ -62,6 +63,7 @@ class _Work:
     targets: Mapping[int, int] | None
     positions: dict[int, int] = field(default_factory=dict)
     """The offset to read next, of each partition that something was committed of here."""
+    unknown_fields: UnknownFields = field(default_factory=UnknownFields)
     expired: dict[int, int] = field(default_factory=dict)
     """The end of what is known to have expired unread, by partition: it is told once."""
 
@@ -102,6 +104,7 @@ class _Work:
         positions = {partition: offset + 1 for partition, offset in zip(raw.partitions, raw.offsets, strict=True)}
         self._commit(batches, letters, positions, source, sink)
         self.positions |= positions
+        self.unknown_fields.look(raw.values)
         _count(raw, len(valid), dead, time.monotonic() - started)
 
     def _commit(

@@ -7,11 +7,13 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
+import polars as pl
 from deltalake import DeltaTable
 from prometheus_client import Gauge
 
+from contracts.registry import load_registry
 from contracts.tables import (
     BRONZE_ANOMALIES,
     BRONZE_DEAD_LETTERS,
@@ -24,6 +26,7 @@ from contracts.warehouse import FACTS
 from pipeline import kafka, metrics, offsets
 from pipeline.errors import PipelineError
 from pipeline.lake import Lake, progress, translated
+from pipeline.layout import scan
 from pipeline.settings import Settings
 from pipeline.sink import positions
 from pipeline.stage import poll, running
@@ -51,6 +54,9 @@ SINKS: Mapping[str, Table] = {
     kafka.ANOMALIES: BRONZE_ANOMALIES,
 }
 
+_RECENT = timedelta(hours=1)
+"""Of Gold's windows, whose sensors are looked up in the registry."""
+
 log = logging.getLogger(__name__)
 
 
@@ -72,6 +78,7 @@ class Monitor:
         self._settings = settings
         self._lake = Lake(settings.lake)
         self._warehouse = Warehouse(settings.warehouse)
+        self._registry = load_registry(settings.registry)
         self._failing: set[str] = set()
 
     def close(self) -> None:
@@ -87,6 +94,7 @@ class Monitor:
                 newest = newest_event(opened, column)
                 freshness.set((now - newest).total_seconds() if newest else math.nan)
                 age.set((now - newest_commit(opened)).total_seconds())
+        self._count_unregistered(now)
         for stage, (app_id, table, source) in JOBS.items():
             lag = metrics.LAG.labels(stage=stage, partition="all")
             with self._asking(f"lag of {stage}", lag):
@@ -100,6 +108,14 @@ class Monitor:
         for stage, topic in STREAMS.items():
             self._lag(stage, lambda topic=topic, stage=stage: self._left(topic, self._committed(stage, topic)))  # type: ignore[misc]
         self._lag("bronze", self._left_of_bronze)
+
+    def _count_unregistered(self, now: datetime) -> None:
+        with self._asking("unregistered sensors", metrics.UNREGISTERED):
+            since = now - _RECENT
+            opened = self._lake.open(GOLD_SENSOR_5MIN)
+            recent = scan(opened).filter(pl.col("event_date") >= since.date(), pl.col("window_start") >= since)
+            with translated(f"read {opened.table_uri}"):
+                metrics.UNREGISTERED.set(len(self._registry.unregistered(recent, "window_start").collect()))
 
     def _lag(self, stage: str, left: Callable[[], Mapping[int, int]]) -> None:
         gauges = [metrics.LAG.labels(stage=stage, partition=str(p)) for p in range(self._settings.kafka.partitions)]

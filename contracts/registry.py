@@ -167,6 +167,25 @@ class Registry:
         ends = pl.col("active_to").is_null() | (pl.col("active_to") > start)
         return self._entries.filter(begins & ends)
 
+    def unregistered(self, rows: pl.LazyFrame, time: str) -> pl.LazyFrame:
+        """Series of these rows (sensor_id, sensor_type, location, and their time) that no entry holds for at that
+        time: with `location` of the last such row, their number (`rows`, int64) and the time of the `newest`.
+        """
+        when = [*_SERIES, time]
+        begins = pl.col("active_from").is_null() | (pl.col("active_from") <= pl.col(time))
+        ends = pl.col("active_to").is_null() | (pl.col("active_to") > pl.col(time))
+        entries = self._entries.lazy().select(*_SERIES, "active_from", "active_to")
+        held = rows.select(when).unique().join(entries, on=_SERIES).filter(begins & ends)
+        return (
+            rows.join(held, on=when, how="anti")
+            .group_by(_SERIES)
+            .agg(
+                location=pl.col("location").sort_by(time).last(),
+                rows=pl.len().cast(pl.Int64),
+                newest=pl.col(time).max(),
+            )
+        )
+
 
 _Timeline = list[tuple[int, dict[str, Any]]]
 """Limits by name with the time since when they hold, in order; the first hold since ever."""

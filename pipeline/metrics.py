@@ -33,6 +33,10 @@ EXPIRED = Counter(
     "pipeline_expired", "Offsets that retention deleted before a stage read them", ["stage", "partition"]
 )
 DEAD_LETTERS = Counter("pipeline_dead_letters", "Raw messages that could not be decoded", ["reason"])
+UNKNOWN_FIELDS = Counter(
+    "pipeline_unknown_fields", "Sampled raw messages with a field that the wire contract does not have", ["field"]
+)
+"""Of a sample (pipeline/unknownfields.py): that it grows says that devices send the field, not how often."""
 QUARANTINED = Counter("pipeline_quarantined", "Readings that break the Silver contract", ["rule"])
 ANOMALIES = Counter("pipeline_anomalies", "Readings flagged, once for each rule", ["rule"])
 
@@ -44,6 +48,10 @@ FRESHNESS = Gauge("pipeline_freshness_seconds", "Now less the newest event time;
 COMMIT_AGE = Gauge("pipeline_commit_age_seconds", "Now less the newest commit; NaN: cannot tell", ["layer"])
 LAG = Gauge("pipeline_lag", "What a stage has yet to read of its source; NaN: cannot tell", ["stage", "partition"])
 """Offsets, by partition; of silver, gold and load, which have no partitions (label `all`), versions of the source."""
+UNREGISTERED = Gauge(
+    "pipeline_unregistered_sensors",
+    "Series in Gold's last hour that the registry does not have; NaN: cannot tell",
+)
 UP = Gauge("pipeline_up", "1: monitor could make this check, 0: it could not", ["check"])
 
 READY = Gauge("pipeline_ready", "1: the stage works, 0: it starts, recovers or retries", ["stage"])

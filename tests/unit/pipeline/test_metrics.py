@@ -4,7 +4,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from pipeline import metrics
 
-ALLOWED_LABELS = {"stage", "outcome", "reason", "rule", "table", "layer", "partition", "check"}
+ALLOWED_LABELS = {"stage", "outcome", "reason", "rule", "table", "layer", "partition", "check", "field"}
 
 
 def of_ours() -> dict[str, MetricWrapperBase]:
