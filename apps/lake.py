@@ -67,7 +67,7 @@ def migrate(settings: Settings, *, dry_run: bool = False) -> None:
         step = f"schema version {each.found} -> {layout.SCHEMA_VERSION}{' is due' if dry_run else ''}"
         typer.echo(f"{each.table.path}: {step}{more}")
     if not any(done):
-        typer.echo(f"All tables have schema version {layout.SCHEMA_VERSION}.")
+        typer.echo(f"Nothing to do: {len(done)} tables have schema version {layout.SCHEMA_VERSION}.")
 
 
 def _version(lake: Lake, table: Table, shown: Loaded | None) -> int | None:

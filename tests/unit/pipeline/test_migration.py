@@ -228,5 +228,5 @@ def test_the_command_tells_what_it_did_and_a_dry_run_does_nothing(
     assert capsys.readouterr().out == (
         "bronze/readings: schema version 1 -> 2 is due, new columns firmware, signal_dbm\n"
         "bronze/readings: schema version 1 -> 2, new columns firmware, signal_dbm\n"
-        "All tables have schema version 2.\n"
+        "Nothing to do: 1 tables have schema version 2.\n"
     )
