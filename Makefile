@@ -1,6 +1,6 @@
 # Needs python3 (3.11 or newer) and make; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types audit requirements check-requirements bench faults clean
+.PHONY: help setup demo test lint format types audit requirements check-requirements bench eval faults clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -59,6 +59,9 @@ bench: setup ## Readings per second and CPU per reading of each stage
 
 faults: setup ## Faults, seeded, against a whole pipeline, and an audit (FAULT_SEED, FAULT_ROUNDS; ARGS=--quick)
 	@$(BIN)/python -m tests.faults.schedule $(ARGS)
+
+eval: setup ## How well anomalies are found, on labelled data (ARGS="--grid": how the defaults were chosen)
+	@$(BIN)/python -m benchmarks.detection $(ARGS)
 
 clean: ## Remove what was built, .venv included
 	rm -rf .venv .demo .kafka .benchmarks .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist

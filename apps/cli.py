@@ -12,7 +12,7 @@ from typing import Annotated, Never
 import typer
 import typer.main
 
-from apps.commands import lake, registry, stages, tools, topics, warehouse
+from apps.commands import evaluation, lake, registry, stages, tools, topics, warehouse
 from apps.commands.options import DEBUG
 from pipeline.errors import PipelineError
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 app.add_typer(stages.app)
 app.add_typer(tools.app)
+app.add_typer(evaluation.app)
 app.add_typer(topics.app, name="topics")
 app.add_typer(warehouse.app, name="warehouse")
 app.add_typer(lake.app, name="lake")

@@ -4,7 +4,6 @@ Every message is acknowledged by the broker, or the process ends with an error t
 """
 
 import contextlib
-import gzip
 import logging
 import sys
 import time
@@ -14,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import confluent_kafka
 import numpy as np
@@ -158,33 +156,22 @@ def _from_file(
     rate: float | None,
     shift_to_now: bool,
 ) -> _Source:
-    first = next(_blocks(path), None)
+    first = next(replay.file_blocks(path), None)
     if first is None:
         raise BadInput(f"{path} is empty: there is no header.")
     where = replay.layout(first, path.name, mapping, constants)
 
     def batches() -> Iterator[tuple[Batch, list[Skipped]]]:
         shift_us = 0
-        if shift_to_now and (newest := replay.newest_us(_blocks(path), where)) is not None:
+        if shift_to_now and (newest := replay.newest_us(replay.file_blocks(path), where)) is not None:
             shift_us = time.time_ns() // 1_000 - newest
         sent = 0
-        for batch, skipped in replay.messages(_blocks(path), where, shift_us):
+        for batch, skipped in replay.messages(replay.file_blocks(path), where, shift_us):
             count = len(batch.keys)
             yield (replace(batch, due_s=np.arange(sent, sent + count) / rate) if rate else batch), skipped
             sent += count
 
     return _Source(path.name, None, batches, factor=1.0 if rate else _factor(speed))
-
-
-def _blocks(path: Path) -> Iterator[replay.Block]:
-    """A file's lines, whether compressed (gzip) or not."""
-    try:
-        raw = path.open("rb")
-    except OSError as error:
-        raise BadInput(f"{path} cannot be read: {error.strerror}.", "--replay-csv needs a CSV file.") from error
-    with raw:
-        packed = raw.peek(2)[:2] == b"\x1f\x8b"
-        yield from replay.blocks(cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if packed else raw, str(path))
 
 
 def _check(max_events: int | None, rate: float | None, speed: str | float, manifest: Path | None) -> None:

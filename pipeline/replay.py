@@ -1,15 +1,17 @@
-"""CSV to wire messages: any columns, file order, a bad row told and left out. Pure.
+"""CSV to wire messages: any columns, file order, a bad row told and left out. Pure, but for reading the file.
 
 One line is one row (a field has no line breaks in it), so a stray quote spoils its own row and no other.
 """
 
 import csv
+import gzip
 import re
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO, NamedTuple
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 import polars as pl
@@ -55,6 +57,17 @@ class Layout:
     header_line: int
     columns: Mapping[str, int]
     constants: Mapping[str, str]
+
+
+def file_blocks(path: Path) -> Iterator[Block]:
+    """A file in pieces of whole lines, whether compressed (gzip) or not. Raises BadInput, as `blocks` does too."""
+    try:
+        raw = path.open("rb")
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror}.", "It has to be a CSV file.") from error
+    with raw:
+        packed = raw.peek(2)[:2] == b"\x1f\x8b"
+        yield from blocks(cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if packed else raw, str(path))
 
 
 def blocks(stream: BinaryIO, name: str, size: int = _BLOCK_BYTES) -> Iterator[Block]:

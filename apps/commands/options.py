@@ -35,3 +35,12 @@ def tool_settings(name: str) -> "Settings":
     settings = load_settings()
     logs.configure(name, settings, "DEBUG" if DEBUG else "CRITICAL")
     return settings
+
+
+def pairs(option: str, texts: list[str], example: str) -> dict[str, str]:
+    """The values of a repeatable option LEFT=RIGHT."""
+    parts = [text.partition("=") for text in texts]
+    for text, (left, _, right) in zip(texts, parts, strict=True):
+        if not (left and right):
+            raise typer.BadParameter(f"{option} {text}: write it as in {option} {example}")
+    return {left: right for left, _, right in parts}

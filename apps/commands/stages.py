@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from apps.commands.options import UntilCaughtUp, stage_settings, tool_settings
+from apps.commands.options import UntilCaughtUp, pairs, stage_settings, tool_settings
 
 app = typer.Typer()
 
@@ -38,7 +38,7 @@ def simulate(
     manifest: Annotated[Path | None, typer.Option(help="Write what was sent, by kind, to this JSON file.")] = None,
 ) -> None:
     """Send a seeded fleet of sensors, or a CSV file, to sensors.raw."""
-    fields = _pairs("--map", mapping)
+    fields = pairs("--map", mapping, "timestamp=ts")
     from apps.simulate import run
 
     constants = {"sensor_id": sensor_id, "sensor_type": sensor_type, "location": location, "unit": unit}
@@ -61,14 +61,6 @@ def simulate(
         strict=strict,
         manifest=manifest,
     )
-
-
-def _pairs(option: str, texts: list[str]) -> dict[str, str]:
-    pairs = [text.partition("=") for text in texts]
-    for text, (left, _, right) in zip(texts, pairs, strict=True):
-        if not (left and right):
-            raise typer.BadParameter(f"{option} {text}: write FIELD=COLUMN, e.g. {option} timestamp=ts")
-    return {left: right for left, _, right in pairs}
 
 
 @app.command()
