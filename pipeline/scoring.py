@@ -3,8 +3,9 @@
 The score of a reading depends on which ones before it were accepted, so no column operation can give it. Compiled,
 the loop costs a fraction of a microsecond a reading, for two series as for a hundred thousand.
 
-The statistics are two-pass over the baseline, oldest value first (Chan, Golub, LeVeque 1983): nothing is carried
-along, so no rounding error grows and nothing depends on how readings were cut into batches.
+The baseline's statistics are two-pass, oldest value first (Chan, Golub, LeVeque 1983). What is carried along is only
+moved towards the newest value, so no rounding error grows; and nothing depends on how readings were cut into batches.
+docs/DETECTION.md has the rules, and how good they are.
 """
 
 from collections.abc import Callable
