@@ -32,8 +32,9 @@ _POLL_S = 0.01
 def run(settings: Settings, *, until_caught_up: bool = False) -> None:
     """Until stopped; or until everything that is in sensors.readings now was scored.
 
-    Raises HistoryMismatch where the topic is another than the group has read, SchemaTooNew where a newer pipeline wrote a micro-batch or the state, TerminalError where the state is
-    damaged, NotSetUp where a topic is missing, Unreachable when trying for `retry_s` did not help.
+    Raises HistoryMismatch where the topic is another than the group has read, SchemaTooNew where a newer pipeline
+    wrote a micro-batch or the state, TerminalError where the state is damaged, NotSetUp where a topic is missing,
+    Unreachable when trying for `retry_s` did not help.
     """
     registry = load_registry(settings.registry)
     topics = kafka.READINGS, kafka.ANOMALIES, kafka.WINDOWS
