@@ -121,18 +121,17 @@ class Detector(BaseSink):  # type: ignore[misc]  # Quix has no types
         """Work off what is kept: announce, and write the state. Raises SchemaTooNew, TerminalError."""
         with self._lock:
             batches, self._buffer, self.buffered_bytes = self._buffer, {}, 0
+            now = time.time()
             if batches:
-                self._work(batches, time.time())
+                self._work(batches, now)
+            self._listen(now)
 
     def look(self) -> None:
-        """Announce who fell silent, and windows to which nothing comes any more. Called all the time."""
-        now = time.time()
-        if now - self._looked < LOOK_EVERY_S:
-            return
+        """Announce who fell silent, and windows to which nothing comes any more, when nothing comes at all: otherwise
+        `flush` does, after what came. Called all the time."""
         with self._lock:
-            self._looked = now
             if not self._buffer:
-                self._listen(now)
+                self._listen(time.time())
 
     def _work(self, batches: dict[int, list[_Batch]], now: float) -> None:
         started = time.perf_counter()
@@ -168,6 +167,9 @@ class Detector(BaseSink):  # type: ignore[misc]  # Quix has no types
         return new
 
     def _listen(self, now: float) -> None:
+        if now - self._looked < LOOK_EVERY_S:
+            return
+        self._looked = now
         outlet = self._remembered(now)
         now_us, since_us = round(now * 1e6), round(self._since * 1e6)
         windows, sensor_ids = self._memory.expired(now_us, since_us)

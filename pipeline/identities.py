@@ -64,15 +64,18 @@ class Identities:
         _entered_in_order(*identity, rows, self._count, self._events, self._said)
 
     def encode(self, sensor_ids: Collection[str]) -> bytes:
-        """What is remembered of these sensors: names, the number of each one's identities, the identities."""
+        """What is remembered of these sensors: `depth`, names, how many identities came of each (`depth` + 1: more),
+        the identities.
+        """
         names = [sensor_id for sensor_id in sensor_ids if sensor_id in self._places]
         place = np.array([self._places[name] for name in names], dtype=np.int64)
         held = np.minimum(self._count[place], self.depth)
         turn = (self._count[place] - held)[:, None] + np.arange(self.depth)
         rows = place[:, None], turn % max(self.depth, 1)
         mask = np.arange(self.depth) < held[:, None]
-        columns = (held.astype("<u4"), self._events[rows][mask].astype("<u8"), self._said[rows][mask].astype("<u4"))
-        return msgspec.msgpack.encode((names, *(column.tobytes() for column in columns)))
+        came = np.minimum(self._count[place], self.depth + 1)
+        columns = (came.astype("<u4"), self._events[rows][mask].astype("<u8"), self._said[rows][mask].astype("<u4"))
+        return msgspec.msgpack.encode((self.depth, names, *(column.tobytes() for column in columns)))
 
     def decode(self, data: bytes) -> None:
         """Add what `encode` wrote, in place of what was known of its sensors; of more than `depth` the newest.
@@ -80,18 +83,21 @@ class Identities:
         Raises TerminalError where it is not what `encode` wrote.
         """
         try:
-            names, *columns = msgspec.msgpack.decode(data, type=tuple[list[str], bytes, bytes, bytes])
-            held, events, said = (
+            depth, names, *columns = msgspec.msgpack.decode(data, type=tuple[int, list[str], bytes, bytes, bytes])
+            came, events, said = (
                 np.frombuffer(column, dtype) for column, dtype in zip(columns, ("<u4", "<u8", "<u4"), strict=True)
             )
-            if len(held) != len(names) or not held.sum() == len(events) == len(said):
+            held = np.minimum(came, depth)
+            if len(came) != len(names) or not held.sum() == len(events) == len(said):
                 raise ValueError("its lengths do not agree")
         except (msgspec.MsgspecError, ValueError) as error:
             raise TerminalError(f"Remembered identities cannot be read: {error}.") from error
         place = self._entered(names)
         self._count[place] = 0
+        self._events[place] = 0
         identity = Identity(np.repeat(place, held), events.astype(np.uint64), said.astype(np.uint64))
         self.remember(identity, np.arange(len(events)))
+        self._count[place[came > depth]] += self.depth  # some are forgotten: a whole turn of the ring stands for them
 
     def __len__(self) -> int:
         return len(self._places)

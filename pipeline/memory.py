@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from contracts.registry import Registry
+from contracts.tables import Rule
 from pipeline.errors import SchemaTooNew, TerminalError
 from pipeline.identities import Identities, first_readings
 from pipeline.livewindows import LiveWindows, Silence
@@ -90,7 +91,7 @@ class Memory:
 
         refined, self._rolling = refine(frame, self._rolling, registry, self._rules, earlier)
         valid = refined.valid["row"].to_numpy()
-        conflicts = refined.quarantined.filter(pl.col("rule") == "conflict")["row"].to_numpy()
+        conflicts = refined.quarantined.filter(pl.col("rule") == Rule.CONFLICT)["row"].to_numpy()
         first = np.ones(len(frame), dtype=np.bool_)
         first[conflicts] = False
         if len(refined.duplicates):

@@ -106,7 +106,7 @@ def readiness(port: int) -> str:
 
 @pytest.mark.kafka
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_killed_on_a_fresh_volume_and_with_replicas_that_come_and_go_it_says_what_silver_and_gold_say(
     settings: Settings, tmp_path: Path
 ) -> None:

@@ -223,6 +223,20 @@ def test_silence_is_announced_once_across_restarts_and_not_while_we_are_behind(
     assert checkpoints.closed == [2], "the window of a sensor that is silent"
 
 
+def test_one_that_falls_silent_is_announced_while_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1_772_323_200.0
+    monkeypatch.setattr(module.time, "time", lambda: now)
+    checkpoints = Checkpoints(0)
+    one = detector(checkpoints)
+    for turn in range(40):
+        send(one, [*steady(turn, 1), *(steady(turn, 1, "b") if turn < 5 else [])], turn, at=now)
+        with checkpoints.checkpoint():
+            one.look()
+            one.flush()
+        now += 1.0
+    assert checkpoints.silent == ["b"]
+
+
 def test_the_state_of_the_first_layout_is_taken_over() -> None:
     checkpoints = Checkpoints(0)
     rules, warm = Settings().detection, pl.DataFrame(table(steady(0, 20)))
