@@ -186,8 +186,9 @@ def dropouts(silent: list[Silence], registry: Registry) -> pl.DataFrame:
     return announcements(
         series.with_columns(
             registry.limits(series)["unit"],
-            none.cast(pl.String).alias("event_id"),
-            *(none.cast(pl.Float64).alias(name) for name in ("value", "zscore", "baseline_mean", "baseline_std")),
+            pl.format("dropout-{}", overdue.cast(pl.Int64)).alias("event_id"),
+            pl.Series("value", [each.value for each in silent], pl.Float64),
+            *(none.cast(pl.Float64).alias(name) for name in ("zscore", "baseline_mean", "baseline_std")),
             anomaly_rules=pl.lit([DROPOUT]),
         )
     )

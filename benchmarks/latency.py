@@ -43,7 +43,7 @@ class Reader(threading.Thread):
         while not self.ended.is_set():
             for message in self._consumer.consume(1000, 0.005):
                 now = time.monotonic()
-                if message.error() is None and (event := json.loads(message.value())["event_id"]) is not None:
+                if message.error() is None and (event := json.loads(message.value())["event_id"]).isdigit():
                     self.seen.setdefault(int(event), now)
         self._consumer.close()
 

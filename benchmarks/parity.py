@@ -114,7 +114,7 @@ def main() -> int:
             verdict = judge(
                 table(BRONZE_READINGS),
                 silver,
-                table(BRONZE_ANOMALIES).filter(pl.col("event_id").is_not_null()),
+                table(BRONZE_ANOMALIES).filter(~pl.col("anomaly_rules").list.contains("dropout")),
                 windows,
                 identities=settings.detect.identities,
                 lateness_s=settings.detection.lateness_s,

@@ -89,16 +89,16 @@ class Anomaly(msgspec.Struct, gc=False, frozen=True):
     """One flagged reading as `detect` announces it: a JSON object in `sensors.anomalies`, keyed by sensor_id.
 
     Times are RFC 3339 in UTC with microseconds, e.g. 2026-01-31T12:00:00.000000Z; numbers are in `unit`, the
-    sensor type's canonical unit. A dropout has no reading: `event_id` and `value` are null, `timestamp` is when the
-    series was overdue.
+    sensor type's canonical unit. A dropout has no reading: its `timestamp` is when the series was overdue, `event_id`
+    is made of that, and `value` is the last one that the series had.
     """
 
-    event_id: str | None
+    event_id: str
     sensor_id: str
     sensor_type: str
     location: str
     timestamp: str
-    value: float | None
+    value: float
     unit: str
     anomaly_rules: list[str]
     zscore: float | None

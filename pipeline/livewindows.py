@@ -41,6 +41,7 @@ def _record(panes: int) -> np.dtype[np.void]:
             ("final_us", "<i8"),
             ("arrived_us", "<i8"),
             ("silent", "<i8"),
+            ("last", "<f8"),
             ("start_us", "<i8", (panes,)),
             ("count", "<i8", (panes,)),
             ("anomalies", "<i8", (panes,)),
@@ -56,11 +57,11 @@ _PANE = ("start_us", "count", "anomalies", "mean", "m2", "low", "high")
 
 
 class Silence(NamedTuple):
-    """A series that had no reading for too long: since when it is overdue, and when its last one came."""
+    """A series that had no reading for too long: since when it is overdue, and its last valid value."""
 
     name: Name
     overdue_us: int
-    arrived_us: int
+    value: float
 
 
 class LiveWindows:
@@ -112,7 +113,7 @@ class LiveWindows:
             flagged,
             self._lateness_us,
             WINDOW_US,
-            *(records[name] for name in ("newest_us", "final_us", *_PANE)),
+            *(records[name] for name in ("last", "newest_us", "final_us", *_PANE)),
             *out,
         )
         return self._final(*(column[:made] for column in out)), int(late)
@@ -135,12 +136,13 @@ class LiveWindows:
         """The series that had no reading for `after` expected intervals at `now_us`, each once until its next
         reading. What came before `since_us`, when we began to listen, counts from then on.
 
-        Only series that had a reading; one that is in the registry, only while it is active there.
+        Only series that had a valid reading; one that is in the registry, only while it is active there.
         """
         used, names = self._records[: len(self)], self._names
         overdue_us = used["arrived_us"] + self._intervals_us(registry, now_us) * after
         wait_us = np.maximum(used["arrived_us"], since_us) - used["arrived_us"]
-        quiet = np.flatnonzero((used["silent"] == 0) & (overdue_us + wait_us <= now_us))
+        watched = (used["silent"] == 0) & np.isfinite(used["last"])
+        quiet = np.flatnonzero(watched & (overdue_us + wait_us <= now_us))
         if not len(quiet):
             return []
         used["silent"][quiet] = 1
@@ -150,7 +152,7 @@ class LiveWindows:
             elsewhere = [place for place in self._of_sensor[name[0]] if names[place][1] == name[1]]
             moved = arrived < used["arrived_us"][elsewhere].max()
             if not moved and name[:2] not in retired:
-                silent.append(Silence(name, int(overdue_us[each]), arrived))
+                silent.append(Silence(name, int(overdue_us[each]), float(used["last"][each])))
         return silent
 
     def encode(self, sensor_ids: Collection[str]) -> bytes:
@@ -180,7 +182,7 @@ class LiveWindows:
     def _moved(self, records: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
         """These records with as many panes as ours: a window's is its number modulo that."""
         moved = self._empty(len(records))
-        for name in ("newest_us", "final_us", "arrived_us", "silent"):
+        for name in ("newest_us", "final_us", "arrived_us", "silent", "last"):
             moved[name] = records[name]
         row, pane = np.nonzero(records["count"] > 0)
         to = records["start_us"][row, pane] // WINDOW_US % self._panes
@@ -192,6 +194,7 @@ class LiveWindows:
         records = np.zeros(length, dtype=_record(self._panes))
         for name in ("newest_us", "final_us", "arrived_us"):
             records[name] = _NEVER
+        records["last"] = np.nan
         return records
 
     def _intervals_us(self, registry: Registry, now_us: int) -> Floats:
@@ -252,6 +255,7 @@ def _add(
     flagged: Any,
     lateness_us: int,
     window_us: int,
+    last: Floats,
     newest_us: Ints,
     final_us: Ints,
     p_start: Any,
@@ -274,6 +278,7 @@ def _add(
     made = late = 0
     for i in range(len(place)):
         p, t, x = place[i], at_us[i], values[i]
+        last[p] = x
         start = t // window_us * window_us
         if start + window_us <= final_us[p]:
             late += 1

@@ -59,7 +59,7 @@ def anomalies(settings: Settings) -> pl.DataFrame:
     """sensors.anomalies, dropouts left out."""
     kept = ("ingest", "batch_")
     schema = {name: dtype for name, dtype in BRONZE_ANOMALIES.schema.items() if not name.startswith(kept)}
-    return frame(settings, kafka.ANOMALIES, schema).filter(pl.col("event_id").is_not_null())
+    return frame(settings, kafka.ANOMALIES, schema).filter(~pl.col("anomaly_rules").list.contains("dropout"))
 
 
 def readings(settings: Settings) -> pl.DataFrame:

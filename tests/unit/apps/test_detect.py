@@ -34,7 +34,7 @@ def outlet(producer: Producer) -> _Checkpoints:
 
 def test_bronze_keeps_a_dropout_which_has_no_reading() -> None:
     producer = Producer()
-    outlet(producer).dropouts([Silence(("s", "pressure", "hall"), NOW_US, NOW_US - 30_000_000)])
+    outlet(producer).dropouts([Silence(("s", "pressure", "hall"), NOW_US, 990.5)])
     ((topic, value, key),) = producer.sent
     decoded = anomalies([Message(0, 5, key, value, None, 0)], NOW)
     assert (topic, key, decoded.unreadable) == ("t.sensors.anomalies", b"s", [])
@@ -49,8 +49,8 @@ def test_bronze_keeps_a_dropout_which_has_no_reading() -> None:
             "window_start": NOW.replace(minute=0),
             "unit": "hPa",
             "anomaly_rules": ["dropout"],
-            "event_id": None,
-            "value": None,
+            "event_id": f"dropout-{NOW_US}",
+            "value": 990.5,
             "zscore": None,
         }
         == row

@@ -175,20 +175,29 @@ def test_silence_is_told_once_and_ends_with_the_next_reading() -> None:
 
     def silent(minute: float, since: float = -1e6) -> list[tuple[str, str, str]]:
         found = windows.silences(REGISTRY, 3, us(START + minute * MINUTE), us(START + since * MINUTE))
-        assert all(each.overdue_us == each.arrived_us + 3 * interval[each.name[1]] for each in found)
+        assert all(each.overdue_us == us(last[each.name].time) + 3 * interval[each.name[1]] for each in found)
+        assert all(each.value == last[each.name].value for each in found)
         return [each.name for each in found]
 
     interval = {"temperature": 10_000_000, "pressure": 60_000_000}
-    add(windows, [R(0, 0), R(1, 0), R(3, 1)])
+    last = {NAMES[each.name]: each for each in (R(0, 0, 21.5), R(1, 0), R(3, 1))}
+    add(windows, list(last.values()))
     assert silent(0.49) == []
     assert silent(0.5, since=0.1) == [], "we only began to listen"
     assert silent(0.5) == [NAMES[0]]
     windows = again(windows)
     assert silent(0.6) == []
     assert set(silent(5)) == {NAMES[1], NAMES[3]}
-    add(windows, [R(0, 6)])
+    last[NAMES[0]] = R(0, 6, 22.5)
+    add(windows, [R(0, 6, 22.5)])
     assert silent(6.4) == []
     assert silent(6.5) == [NAMES[0]]
+
+
+def test_a_series_without_a_valid_reading_is_not_watched() -> None:
+    windows = LiveWindows(LATENESS.total_seconds())
+    windows.arrived(windows.entered([NAMES[0]]), np.array([us(START)]))
+    assert windows.silences(REGISTRY, 3, us(START + 60 * MINUTE), 0) == []
 
 
 def test_who_is_not_active_any_more_or_reports_from_elsewhere_is_not_silent() -> None:
