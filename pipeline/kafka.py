@@ -5,15 +5,17 @@ Nothing here knows what the messages mean.
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
 from pipeline.errors import HistoryMismatch, NotSetUp, TerminalError
 from pipeline.kafka_errors import translated
+from pipeline.kafka_security import connection
 from pipeline.quix import Application, ConnectionConfig, Consumer, Producer
 from pipeline.settings import Settings
 
@@ -77,6 +79,10 @@ TRANSACTION_TIMEOUT_MS = 10_000
 """After a kill, readers of committed data wait this long at most; with a stable transactional id, about a second."""
 
 
+TOKEN_S = 1.0
+"""A client takes its first token in a poll, at once: longest wait for it."""
+
+
 def topic(settings: Settings, name: str) -> str:
     """The topic's name on the broker."""
     return settings.kafka.topic_prefix + name
@@ -88,17 +94,8 @@ def instance(settings: Settings, stage: str) -> str:
 
 
 def client(settings: Settings) -> dict[str, Any]:
-    """librdkafka's configuration of the connection."""
-    kafka = settings.kafka
-    config = {
-        "bootstrap.servers": kafka.bootstrap_servers,
-        "security.protocol": kafka.security_protocol.lower(),
-        "sasl.mechanism": kafka.sasl_mechanism,
-        "sasl.username": kafka.username,
-        "sasl.password": kafka.password.get_secret_value() if kafka.password else None,
-        "ssl.ca.location": str(kafka.ca_file) if kafka.ca_file else None,
-    }
-    return {key: value for key, value in config.items() if value is not None}
+    """librdkafka's configuration of the connection. Raises BadInput as `kafka_security.connection` does."""
+    return connection(settings.kafka)
 
 
 def _connection(settings: Settings) -> ConnectionConfig:
@@ -116,7 +113,7 @@ def consumer(settings: Settings, group: str, **extra: Any) -> Consumer:
     position that the topic does not have is an error message, in place of a silent jump to the oldest.
     """
     reset = extra.pop("auto.offset.reset", "earliest")
-    return Consumer(
+    reader = Consumer(
         broker_address=_connection(settings),
         consumer_group=group,
         auto_offset_reset=reset,
@@ -125,11 +122,14 @@ def consumer(settings: Settings, group: str, **extra: Any) -> Consumer:
         error_callback=_on_error,
         extra_config={**CONSUMER, **extra},
     )
+    if "oauth_cb" in client(settings):
+        reader.poll(TOKEN_S)
+    return reader
 
 
 def producer(settings: Settings, **extra: Any) -> Producer:
     """An idempotent producer; transactional where `extra` names a `transactional.id`."""
-    return Producer(
+    made = Producer(
         broker_address=_connection(settings),
         logger=log,
         error_callback=_on_error,
@@ -137,6 +137,18 @@ def producer(settings: Settings, **extra: Any) -> Producer:
         flush_timeout=settings.kafka.timeout_s,
         transactional="transactional.id" in extra,
     )
+    return _with_token(settings, made)
+
+
+def _with_token(settings: Settings, made: Producer) -> Producer:
+    """Quix's producer waits for its transactions before it first polls, in which alone a token could be taken."""
+    if "oauth_cb" in client(settings) and made._inner_producer is None:
+        inner = confluent_kafka.Producer(made._producer_config)
+        inner.poll(TOKEN_S)
+        if made.transactional:
+            inner.init_transactions(settings.kafka.timeout_s)
+        made._inner_producer = inner
+    return made
 
 
 def transactional(settings: Settings, stage: str) -> dict[str, Any]:
@@ -159,7 +171,7 @@ def application(settings: Settings, stage: str, **extra: Any) -> Application:
     unless `auto_create_topics=True` is given (changelogs need it): call `require_topics` first.
     """
     exactly_once = extra.get("processing_guarantee") == "exactly-once"
-    return Application(
+    app = Application(
         **{
             "broker_address": _connection(settings),
             "consumer_group": settings.group(stage),
@@ -180,6 +192,9 @@ def application(settings: Settings, stage: str, **extra: Any) -> Application:
             },
         }
     )
+    with translated(settings, "open the producer"):
+        _with_token(settings, app._producer._producer)
+    return app
 
 
 def create_topics(settings: Settings) -> list[str]:
@@ -215,7 +230,7 @@ def require_topics(settings: Settings, *names: str) -> dict[str, int]:
     if missing:
         raise NotSetUp(
             f"Kafka at {settings.kafka.bootstrap_servers} has no topic {', '.join(missing)}.",
-            "Create the topics with `pipeline topics create`.",
+            "Create the topics with `pipeline topics create`, or let this user see them: `pipeline topics acls`.",
         )
     for name in names:
         _check_partitions(settings, name, counts[topic(settings, name)])
@@ -236,7 +251,7 @@ def check(settings: Settings) -> dict[str, int]:
     """
     seen: list[KafkaError] = []
     with translated(settings, "list the topics", seen):
-        admin = AdminClient({**client(settings), "error_cb": seen.append}, logger=log)
+        admin = _admin(settings, seen.append)
         try:
             return _partition_counts(settings, admin)
         finally:
@@ -256,7 +271,15 @@ def topic_id(settings: Settings, name: str) -> str | None:
 
 def admin_client(settings: Settings) -> AdminClient:
     """A client that asks the brokers. To be held while an answer is awaited: it never comes otherwise."""
-    return AdminClient({**client(settings), "error_cb": _on_error}, logger=log)
+    return _admin(settings, _on_error)
+
+
+def _admin(settings: Settings, on_error: Callable[[KafkaError], None]) -> AdminClient:
+    options = client(settings)
+    admin = AdminClient({**options, "error_cb": on_error}, logger=log)
+    if "oauth_cb" in options:
+        admin.poll(TOKEN_S)
+    return admin
 
 
 def _partition_counts(settings: Settings, admin: AdminClient) -> dict[str, int]:

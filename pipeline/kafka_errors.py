@@ -38,13 +38,17 @@ _MOVING = {
     KafkaError.BROKER_NOT_AVAILABLE,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.KAFKA_STORAGE_ERROR,
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.NETWORK_EXCEPTION,
+    KafkaError.NOT_CONTROLLER,
     KafkaError.NOT_COORDINATOR,
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.OFFSET_NOT_AVAILABLE,
     KafkaError.REPLICA_NOT_AVAILABLE,
     KafkaError.REQUEST_TIMED_OUT,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
 }
 """Brokers that start, stop or hand over: soon another one answers."""
 _FENCED = {
@@ -70,12 +74,23 @@ def translated(settings: Settings, doing: str, seen: Sequence[KafkaError] = ()) 
     try:
         yield
     except KafkaException as raised:
-        refused = next((error for error in seen if error.code() in _DENIED), None)
+        refused = next((error for error in seen if error.code() in _DENIED or _no_trust(error)), None)
         raise _translate(settings, doing, refused or raised.args[0]) from raised
+
+
+def _no_trust(error: KafkaError) -> bool:
+    """Did one side refuse the other's certificate? Ours is refused after the handshake, as a broken connection."""
+    return error.code() == KafkaError._SSL or "SSL routines" in error.str()
 
 
 def _translate(settings: Settings, doing: str, error: KafkaError) -> PipelineError:  # noqa: PLR0911 - one a kind
     where, code = f"Kafka at {settings.kafka.bootstrap_servers}", error.code()
+    if _no_trust(error):
+        return AccessDenied(
+            f"{where} and we do not trust each other's certificates: could not {doing}: {error.str()}",
+            "Check PIPELINE_KAFKA__CA_FILE (who signs the broker's certificate) and, where the broker asks for ours, "
+            "PIPELINE_KAFKA__CERT_FILE and PIPELINE_KAFKA__KEY_FILE.",
+        )
     if code in _DENIED:
         return AccessDenied(
             f"{where} refused to {doing}: {error.str()}",

@@ -22,11 +22,18 @@ class Kafka(_Group):
     """The broker and how to reach it."""
 
     bootstrap_servers: str = "127.0.0.1:9092"
-    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] | None = Field(
+        None, description="None: encrypted (SASL_SSL with a mechanism, else SSL), PLAINTEXT on this machine"
+    )
+    allow_plaintext: bool = Field(False, description="Let PLAINTEXT go to another machine")
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "AWS_MSK_IAM"] | None = None
     username: str | None = None
     password: SecretStr | None = None
-    ca_file: Path | None = None
+    region: str | None = Field(None, description="AWS region of the cluster, for AWS_MSK_IAM")
+    ca_file: Path | None = Field(None, description="Who may sign the broker's certificate (PEM); None: the system's")
+    cert_file: Path | None = Field(None, description="Our certificate (PEM), where the broker asks for one")
+    key_file: Path | None = Field(None, description="Its key (PEM)")
+    key_password: SecretStr | None = None
     partitions: PositiveInt = Field(4, description="Of each topic; of sensors.readings part of the state's identity")
     replication: PositiveInt = Field(1, description="Replicas of each topic (3 on MSK)")
     topic_prefix: str = Field("", description="Put before each topic's name")
@@ -73,7 +80,7 @@ class Ingest(_Group):
     """raw JSON -> micro-batches."""
 
     max_messages: PositiveInt = Field(20_000, description="Raw messages in one transaction, at most")
-    linger_s: PositiveFloat = Field(0.05, description="Longest wait for more of them after a first")
+    linger_s: PositiveFloat = Field(0.25, description="Longest wait for more of them")
     clock_skew_s: float = Field(300.0, ge=0, description="How far in the future an event time may be")
 
 
@@ -95,15 +102,6 @@ class Detection(_Group):
     drift_threshold: PositiveFloat = Field(7.0, description="The same, for theirs from the baseline")
     shift_after: int = Field(8, ge=2, description="Consecutive refused values that become the new baseline")
     lateness_s: PositiveFloat = Field(600.0, description="Further behind its series than this is late")
-
-
-class Detect(_Group):
-    """What the stream alone has: how soon it answers, what it remembers, silence."""
-
-    commit_interval_s: PositiveFloat = Field(0.05, description="Longest wait for more micro-batches")
-    commit_bytes: PositiveInt = Field(32 * 1_048_576, description="Bytes of micro-batches that make a commit")
-    identities: int = Field(32, ge=1, description="Readings of a sensor, the latest ones, that a copy is known by")
-    dropout_after: PositiveFloat = Field(3.0, description="Expected intervals without a reading that are a dropout")
 
 
 class Job(_Group):
@@ -154,7 +152,6 @@ class Settings(BaseSettings):
     ingest: Ingest = Ingest()
     bronze: Bronze = Bronze()
     detection: Detection = Detection()
-    detect: Detect = Detect()
     silver: Job = Job()
     gold: Job = Job()
     load: Job = Job()

@@ -94,13 +94,22 @@ class ApacheKafka(Service):
 
     ready_within_s = 60.0
 
-    def __init__(self, directory: Path, more: Mapping[str, str] | None = None) -> None:
-        """`more` are properties besides those of `properties`, or in their place."""
-        port, controller_port = free_ports(2)
+    def __init__(
+        self, directory: Path, more: Mapping[str, str] | None = None, listeners: Mapping[str, str] | None = None
+    ) -> None:
+        """`more` are properties besides those of `properties`, or in their place; `listeners` the protocols of
+        further listeners, by their names, whose addresses are then in `self.listeners`.
+        """
+        port, controller_port, *ports = free_ports(2 + len(listeners or {}))
         self.bootstrap_servers = f"{HOST}:{port}"
+        self.listeners = {name: f"{HOST}:{own}" for name, own in zip(listeners or {}, ports, strict=True)}
         self._directory = directory
-        own = properties(port, controller_port, HOST) | {"log.dirs": str(directory / "data")}
-        self._properties = own | dict(more or {})
+        self._properties = properties(port, controller_port, HOST) | {"log.dirs": str(directory / "data")}
+        for name, address in self.listeners.items():
+            for what in ("listeners", "advertised.listeners"):
+                self._properties[what] += f",{name}://{address}"
+            self._properties["listener.security.protocol.map"] += f",{name}:{(listeners or {})[name]}"
+        self._properties |= dict(more or {})
         log4j = directory / "log4j2.properties"
         self._java = ["java", "-Xmx512m", "-Xms256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
         self._java += [f"-Dlog4j2.configurationFile={log4j}", "-cp", f"{JARS}/*"]
