@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -170,6 +171,22 @@ def test_a_message_that_breaks_the_contract_becomes_a_dead_letter_with_its_reaso
     assert len(dead[0].message) <= 300
     assert valid.is_empty()
     assert valid.schema == READING_SCHEMA
+
+
+CORPUS = sorted((Path(__file__).parents[2] / "data" / "bad_bytes").glob("*/*"))
+
+
+@pytest.mark.parametrize("path", CORPUS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_bytes_from_the_field_become_what_their_folder_says(path: Path) -> None:
+    valid, dead = split([path.read_bytes()])
+    assert [str(each.reason) for each in dead] + ["reading"] * len(valid) == [path.parent.name]
+
+
+@pytest.mark.parametrize("name", ["event_id", "location", "unit", "timestamp", "extra"])
+def test_a_text_of_a_megabyte_is_judged_and_told_in_few_words(name: str) -> None:
+    valid, dead = split([wire(**{name: "x" * 1_000_000})])
+    assert len(valid) == (name == "extra")
+    assert all(len(each.message) <= 300 for each in dead)
 
 
 def test_every_reason_has_a_case() -> None:
