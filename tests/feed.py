@@ -101,7 +101,7 @@ class Sender(threading.Thread):
         self.taken: dict[Place, Letter] = {}
         self.failed: list[str] = []
         self._topic = topic
-        self._feed = feed
+        self.feed = feed
         self._rate = rate
         self._stopping = threading.Event()
         self._producer = Producer(
@@ -126,7 +126,7 @@ class Sender(threading.Thread):
     def send(self, count: int) -> None:
         """Hand over the next messages."""
         for _ in range(count):
-            key, value = next(self._feed)
+            key, value = next(self.feed)
             self._producer.produce(self._topic, value, key, on_delivery=self._delivered)
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:

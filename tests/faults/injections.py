@@ -175,7 +175,9 @@ def held(stage: str, point: str) -> Inject:
 
     def inject(world: World, dice: random.Random) -> None:
         settled(world, stage, REPLICAS[stage])
-        planned(world, some(world, stage, dice), point, f"hold:{MAX_POLL_MS / 1000 + 2}")
+        planned(world, some(world, stage, dice), point, f"hold:{MAX_POLL_MS / 1000 + 3}")
+        settled(world, stage, REPLICAS[stage] - 1)
+        settled(world, stage, REPLICAS[stage])
 
     return inject
 
@@ -189,14 +191,17 @@ def revoked(point: str, action: str) -> Inject:
         for victim in victims:
             victim.plan.write_text(f"{point}@revoke {action}")
         newcomer = world.worker("bronze", "2")
-        newcomer.wanted = True
+        end = time.monotonic() + PATIENCE_S
         try:
-            until(lambda: not all(v.plan.exists() for v in victims), "a flush on revoke", PATIENCE_S)
+            while all(victim.plan.exists() for victim in victims):  # nothing was buffered when it came, or went
+                assert time.monotonic() < end, "no flush on revoke"
+                newcomer.wanted = True
+                settled(world, "bronze", 3)
+                _ended(newcomer)
+                settled(world, "bronze", 2)
         finally:
             for victim in victims:
                 victim.plan.unlink(missing_ok=True)
-        settled(world, "bronze", 3)
-        _ended(newcomer)
 
     return inject
 

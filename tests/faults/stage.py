@@ -91,12 +91,18 @@ def main() -> None:
 
 def wrap(where: str, step: str, plan: Path) -> None:
     """Put a point before and after a function, `module:name` or `module:class.name`."""
+    owner, name = found(where)
+    setattr(owner, name, _wrapped(getattr(owner, name), step, plan))
+
+
+def found(where: str) -> tuple[Any, str]:
+    """What has the function, and its name there."""
     module, _, path = where.partition(":")
     owner: Any = importlib.import_module(module)
     *classes, name = path.split(".")
     for each in classes:
         owner = getattr(owner, each)
-    setattr(owner, name, _wrapped(getattr(owner, name), step, plan))
+    return owner, name
 
 
 def _wrapped(function: Callable[..., Any], step: str, plan: Path) -> Callable[..., Any]:

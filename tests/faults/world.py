@@ -9,7 +9,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import psycopg
 import pyarrow.fs
-from confluent_kafka import IsolationLevel, TopicPartition
+from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 from pydantic import SecretStr
 
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 STAGES = ("ingest", "detect", "bronze", "silver", "gold", "load")
 REPLICAS = {"ingest": 2, "detect": 2, "bronze": 2, "silver": 1, "gold": 1, "load": 1}
-PATIENCE_S = 120.0
+PATIENCE_S = 240.0
 """For whatever the pipeline has to do by itself, on a slow machine."""
 
 ENDS_WELL = {0, -9, TransientError.exit_code}
@@ -126,7 +126,11 @@ class Services:
     def __init__(self, directory: Path) -> None:
         self.broker = ApacheKafka(
             directory / "kafka",
-            {"group.min.session.timeout.ms": "1000", "log.retention.check.interval.ms": "2000"},
+            {
+                "group.min.session.timeout.ms": "1000",
+                "log.retention.check.interval.ms": "2000",
+                "log.initial.task.delay.ms": "500",
+            },
         )
         self.store = ObjectStore(directory / "store")
         self.postgres = Postgres(directory / "postgres")
@@ -150,13 +154,21 @@ class World:
     """One pipeline of its own on the services: topics, groups, lake, database."""
 
     def __init__(
-        self, services: Services, directory: Path, seed: int, *, static: bool = True, rate: float = 0
+        self,
+        services: Services,
+        directory: Path,
+        seed: int,
+        *,
+        static: bool = True,
+        rate: float = 0,
+        proxied: bool = True,
     ) -> None:
         self.services = services
         self.directory = directory
         directory.mkdir(parents=True)
         self.bucket_path = f"{services.store.bucket}/{unique('lake-')}"
-        self.settings = self._settings(static)
+        endpoint_url = services.proxy.endpoint_url if proxied else services.store.endpoint_url
+        self.settings = self._settings(static, endpoint_url)
         self.workers: list[Worker] = []
         self.strange: list[str] = []
         """Ends of stages that nothing injected explains."""
@@ -169,7 +181,7 @@ class World:
         self.sender = Sender(services.broker.bootstrap_servers, raw, Feed(seed, days_ago(3)), rate)
         self.admin = AdminClient({"bootstrap.servers": services.broker.bootstrap_servers, "log_level": 0})
 
-    def _settings(self, static: bool) -> Settings:
+    def _settings(self, static: bool, endpoint_url: str) -> Settings:
         job = config.Job(interval_s=0.2, max_rows=20_000)
         postgres = self.services.postgres
         database = unique("w")
@@ -184,7 +196,7 @@ class World:
             ),
             lake=config.Lake(
                 uri=f"s3://{self.bucket_path}",
-                endpoint_url=self.services.proxy.endpoint_url,
+                endpoint_url=endpoint_url,
                 access_key_id="pipeline",
                 secret_access_key=SecretStr("pipeline-local"),
                 timeout_s=4.0,
@@ -217,11 +229,22 @@ class World:
 
     def start(self) -> None:
         """Start every stage and the feed."""
-        for stage, replicas in REPLICAS.items():
-            for number in range(replicas):
-                self.worker(stage, str(number)).wanted = True
+        self.restore(STAGES)
         self.tend()
         self.sender.start()
+
+    def restore(self, stages: Iterable[str]) -> None:
+        """Whatever an injection left: these stages get the replicas that they began with, undisturbed."""
+        for stage in stages:
+            for number in range(REPLICAS[stage]):
+                self.worker(stage, str(number)).wanted = True
+        for worker in self.workers:
+            if worker.stage in stages:
+                worker.plan.unlink(missing_ok=True)
+                worker.options = ()
+                worker.wanted = int(worker.instance) < REPLICAS[worker.stage]
+                if not worker.wanted and worker.alive and worker.process:
+                    worker.process.terminate()
 
     def call(self, function: Callable[[], T]) -> T:
         """Have the main thread call this, and wait for what it returns. To be used by other threads."""
@@ -298,27 +321,31 @@ class World:
         selector = pyarrow.fs.FileSelector(f"{self.bucket_path}/{path}/_delta_log", allow_not_found=True)
         return sum(each.base_name.endswith(".json") for each in self.files.get_file_info(selector))
 
-    def assigned(self, stage: str, instance: str) -> int:
-        """How many partitions a replica has, with static membership."""
-        group = self.settings.group(stage)
-        members = self.admin.describe_consumer_groups([group])[group].result(20).members
-        name = f"{group}-{instance}"
-        return sum(len(each.assignment.topic_partitions) for each in members if each.group_instance_id == name)
-
     def members(self, stage: str) -> int:
-        """Members of a stage's group that have partitions."""
+        """Members of a stage's group that have partitions; -1 while the broker does not answer."""
         group = self.settings.group(stage)
-        members = self.admin.describe_consumer_groups([group])[group].result(20).members
+        try:
+            members = self.admin.describe_consumer_groups([group])[group].result(20).members
+        except (KafkaException, TimeoutError):
+            return -1
         return sum(bool(each.assignment.topic_partitions) for each in members)
 
     def ends(self, name: str, *, stable: bool = False) -> dict[int, int]:
-        """High watermarks of a topic, or the last stable offsets: where readers of committed messages stand."""
+        """High watermarks of a topic, or the last stable offsets: where readers of committed messages stand. Waits
+        while the broker does not answer."""
         topic = kafka.topic(self.settings, name)
-        partitions = self.admin.list_topics(topic, timeout=20).topics[topic].partitions
         level = IsolationLevel.READ_COMMITTED if stable else IsolationLevel.READ_UNCOMMITTED
-        asked = {TopicPartition(topic, partition): OffsetSpec.latest() for partition in partitions}
-        answers = self.admin.list_offsets(asked, isolation_level=level, request_timeout=20)
-        return {place.partition: answer.result().offset for place, answer in answers.items()}
+
+        def asked() -> dict[int, int] | None:
+            try:
+                partitions = self.admin.list_topics(topic, timeout=20).topics[topic].partitions
+                places = {TopicPartition(topic, partition): OffsetSpec.latest() for partition in partitions}
+                answers = self.admin.list_offsets(places, isolation_level=level, request_timeout=20)
+                return {place.partition: answer.result(20).offset for place, answer in answers.items()}
+            except (KafkaException, TimeoutError):
+                return None
+
+        return until(asked, f"the broker tells the ends of {topic}", PATIENCE_S)
 
     def evidence(self, settings: Settings | None = None) -> Evidence:
         """What is where now, and every raw message that the broker took."""
