@@ -127,6 +127,8 @@ def score(
         np.zeros(len(values), dtype=np.bool_),
     )
     order, first = grouped(series, len(memory))
+    # The fields of fewer than two records are contiguous, which to the compiler is another type: one is compiled.
+    kept = memory if len(memory) > 1 else np.concatenate([memory, np.zeros(2, dtype=memory.dtype)])
     _score(
         order,
         first,
@@ -134,7 +136,7 @@ def score(
         at_us,
         piece,
         *limits,
-        *(memory[name] for name in memory.dtype.names or ()),
+        *(kept[name] for name in kept.dtype.names or ()),
         rules.min_readings,
         rules.threshold,
         rules.jump_threshold,
@@ -142,6 +144,8 @@ def score(
         round(rules.lateness_s * 1e6),
         *scores,
     )
+    if kept is not memory:
+        memory[:] = kept[: len(memory)]
     return scores
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline import scoring
 from pipeline.scoring import Limits, Scores, compiled, memory_dtype, score
 from pipeline.settings import Detection
 
@@ -374,6 +375,16 @@ def test_a_series_without_readings_keeps_its_memory() -> None:
     assert isinstance(scores, Scores)
     assert memory[1] == before
     assert memory["accepted"][0] == 1
+
+
+def test_what_is_compiled_for_no_series_serves_one_and_many() -> None:
+    for count in (0, 1, 2, 3):
+        memory = np.zeros(count, dtype=memory_dtype(RULES.window, RULES.shift_after))
+        numbers = np.arange(count)
+        score(np.ones(count), numbers, numbers, np.zeros_like(numbers), one_piece(), memory, RULES)
+        assert memory["accepted"].tolist() == [1] * count
+
+    assert len(scoring._score.signatures) == 1
 
 
 def test_what_cannot_be_kept_is_compiled_all_the_same() -> None:
