@@ -5,6 +5,7 @@ and `sensor_5min`), so that a stop anywhere between them leaves nothing to repai
 """
 
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 
 from contracts.registry import Registry, RegistryError, load_registry
@@ -38,7 +39,8 @@ def refreshes_of(settings: Settings, lake: Lake, go_on: Callable[[], bool] = lam
         registry = load_registry(settings.registry)
     except RegistryError as error:
         raise BadInput(str(error), "Correct the sensor registry (PIPELINE_REGISTRY).") from error
-    return [Refresh(lake, table, settings.gold.max_rows, go_on) for table in tables(registry)]
+    skew = timedelta(seconds=settings.ingest.clock_skew_s)
+    return [Refresh(lake, table, settings.gold.max_rows, go_on, skew) for table in tables(registry)]
 
 
 def tables(registry: Registry) -> list[Derived]:
@@ -62,6 +64,7 @@ def tables(registry: Registry) -> list[Derived]:
         window="hour",
         length=aggregate.HOUR,
         compute=partial(aggregate.location_hourly, registry=registry),
+        count="count",
     )
     days = Derived(
         source=GOLD_SENSOR_5MIN,
@@ -72,5 +75,6 @@ def tables(registry: Registry) -> list[Derived]:
         window="event_date",
         length=aggregate.DAY,
         compute=partial(aggregate.daily_summary, registry=registry),
+        count="count",
     )
     return [windows, hours, days]

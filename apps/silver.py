@@ -23,6 +23,7 @@ from pipeline import __version__, history, metrics, slices
 from pipeline.copies import IDENTITY, Copies, first_readings
 from pipeline.errors import Conflict, HistoryMismatch, PipelineError
 from pipeline.lake import Lake, append, covering, follows, progress, translated
+from pipeline.quality import require
 from pipeline.refine import Refined, State, prepare, refine, suspects
 from pipeline.settings import Settings
 from pipeline.slices import starts_of
@@ -111,6 +112,8 @@ class Silver:
         refined, state = refine(readings, known.state, self._registry, self._settings.detection, earlier)
         valid = _with_lineage(refined.valid, now)
         outbox = _with_lineage(refined.quarantined, now).select(_NONE.columns)
+        placed = len(valid) + len(outbox) + len(refined.duplicates)
+        require(SILVER_READINGS, {"each_reading_in_one_place": placed == len(readings)})
 
         manifest = self._put(target, state, readings["sensor_id"], outbox, known.manifest)
         versions = covering(COVERED, tables.bronze, target) | {STATE: manifest.attempt}

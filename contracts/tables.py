@@ -90,6 +90,13 @@ class BronzeReadings(_Reading):
         """Neither NaN nor infinite."""
         return data.lazyframe.select(pl.col(data.key).is_finite())
 
+    @pa.dataframe_check
+    def in_order(cls, data: PolarsData) -> pl.LazyFrame:  # type: ignore[misc]  # noqa: N805 - Pandera makes it a class method
+        """Each row of a partition comes after the one before it: a later micro-batch, or a later row of the same."""
+        partition, offset, row = pl.col("batch_partition"), pl.col("batch_offset"), pl.col("batch_row")
+        later, further = offset.diff().over(partition), row.cast(pl.Int64).diff().over(partition)
+        return data.lazyframe.select(((later > 0) | ((later == 0) & (further > 0))).fill_null(value=True))
+
     class Config:
         strict = True
 

@@ -20,10 +20,10 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from contracts.tables import Table
-from contracts.validation import SchemaErrors
 from pipeline import layout
 from pipeline import settings as config
-from pipeline.errors import AccessDenied, Conflict, ContractBroken, NotSetUp, Unreachable
+from pipeline.errors import AccessDenied, Conflict, NotSetUp, Unreachable
+from pipeline.quality import validated
 
 LOG_RETENTION = timedelta(days=7)
 
@@ -238,18 +238,6 @@ def _write(
                 app_transactions=[Transaction(app_id, version) for app_id, version in versions.items()]
             ),
         )
-
-
-def validated(frame: pl.DataFrame, definition: Table) -> pl.DataFrame:
-    """The frame in its contract's column order, after every check on every value. Raises ContractBroken."""
-    try:
-        checked = definition.contract.validate(frame.select(definition.schema.names()), lazy=True)
-    except (SchemaErrors, pl.exceptions.ColumnNotFoundError) as error:
-        raise ContractBroken(
-            f"{len(frame)} rows break the contract of {definition.path} and were not committed: {error}",
-            "This is a defect of the stage that writes the table, not of the data: report it with this message.",
-        ) from error
-    return pl.DataFrame(checked)
 
 
 def changes(table: DeltaTable, first: int, last: int) -> pl.DataFrame:

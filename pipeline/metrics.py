@@ -40,6 +40,12 @@ UNKNOWN_FIELDS = Counter(
 QUARANTINED = Counter("pipeline_quarantined", "Readings that break the Silver contract", ["rule"])
 ANOMALIES = Counter("pipeline_anomalies", "Readings flagged, once for each rule", ["rule"])
 
+QUALITY_CHECKS = Counter(
+    "pipeline_quality_checks", "Checks of what was to be committed", ["layer", "table", "check", "result"]
+)
+"""Results: `passed` and `failed`; a failed one stopped the commit, but for `quarantine_share`, which is a ceiling.
+Checks are those of the contracts and the claims of the stages, a closed list."""
+
 LAKE_COMMITS = Counter("pipeline_lake_commits", "Commits to a Delta table", ["table"])
 LAKE_CONFLICTS = Counter("pipeline_lake_conflicts", "Commits refused since another writer was first", ["table"])
 

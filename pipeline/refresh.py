@@ -22,6 +22,7 @@ from pipeline import changefeed, lake, metrics, slices
 from pipeline.changefeed import NOTHING
 from pipeline.errors import Conflict, HistoryMismatch, TransientError
 from pipeline.lake import Lake
+from pipeline.quality import require
 from pipeline.windows import Grid, sql
 
 TIME = pl.Datetime("us", "UTC")
@@ -47,6 +48,8 @@ class Derived:
     """Of a window, which begins at a multiple of it: a multiple of 5 minutes that divides a day."""
     compute: Callable[[pl.DataFrame], pl.DataFrame]
     """All source rows of some windows -> all target rows of them."""
+    count: str | None = None
+    """The source's column of readings that a row stands for; None: one."""
     appended: str = "raw_timestamp"
     """Column with the broker's append time, where `columns` has one: for the latency metric."""
 
@@ -65,18 +68,27 @@ class Changes:
 class Refresh:
     """Keeps one derived table up to date. Each call works off all that the source has, and returns its rows.
 
-    Raises NotSetUp while there is no source, HistoryMismatch where the table is ahead of it, and transient
-    errors, after which a call begins anew. Memory: about `max_rows` source rows (kept, and at a time), or the
-    largest single window. `go_on` is called in the course of long work; where it says no, a call ends early, with
-    the progress as it was.
+    Raises NotSetUp while there is no source, HistoryMismatch where the table is ahead of it, ContractBroken where
+    what was computed cannot be right (`skew`: how far a device's clock may be ahead), and transient errors, after
+    which a call begins anew. Memory: about `max_rows` source rows (kept, and at a time), or the largest single
+    window. `go_on` is called in the course of long work; where it says no, a call ends early, with the progress as it
+    was.
     """
 
-    def __init__(self, lake: Lake, derived: Derived, max_rows: int, go_on: Callable[[], bool] = lambda: True) -> None:
+    def __init__(
+        self,
+        lake: Lake,
+        derived: Derived,
+        max_rows: int,
+        go_on: Callable[[], bool] = lambda: True,
+        skew: timedelta = timedelta(0),
+    ) -> None:
         self._lake = lake
         self._derived = derived
         self._grid = Grid(derived.time, derived.length)
         self._max_rows = max_rows
         self._go_on = go_on
+        self._skew = skew
         self._tables: tuple[DeltaTable, DeltaTable] | None = None
         self._calls = 0
         self._recent = slices.Slices(self._load, max_rows=max_rows, column=derived.time)
@@ -172,10 +184,26 @@ class Refresh:
                 return False
             rows = self._rows(source, piece, keep=len(pieces) == 1)
             covered = version if number == len(pieces) else done
+            computed = derived.compute(rows)
+            self._require(computed, rows)
             progress, where = lake.covering(derived.app_id, source, covered), sql(piece, derived.window)
-            lake.replace(target, derived.target, derived.compute(rows), progress, where)
+            lake.replace(target, derived.target, computed, progress, where)
             metrics.LAKE_COMMITS.labels(table=derived.target.path).inc()
         return True
+
+    def _require(self, computed: pl.DataFrame, rows: pl.DataFrame) -> None:
+        """No reading is lost or counted twice, and no window begins later than a device's clock may be ahead."""
+        derived = self._derived
+        readings = rows[derived.count].sum() if derived.count else len(rows)
+        newest, latest = computed[derived.window].cast(TIME).max(), datetime.now(UTC) + self._skew
+        require(
+            derived.target,
+            {
+                "counts_add_up": computed["count"].sum() == readings,
+                "no_window_in_the_future": newest is None or cast(datetime, newest) <= latest,
+            },
+            "Is this machine's clock right, and PIPELINE_INGEST__CLOCK_SKEW_S that of ingest? Else it is a defect.",
+        )
 
     def _rows(self, source: DeltaTable, windows: pl.Series, *, keep: bool) -> pl.DataFrame:
         if not keep:

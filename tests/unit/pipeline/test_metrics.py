@@ -4,7 +4,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from pipeline import metrics
 
-ALLOWED_LABELS = {"stage", "outcome", "reason", "rule", "table", "layer", "partition", "check", "field"}
+ALLOWED_LABELS = {"stage", "outcome", "reason", "rule", "table", "layer", "partition", "check", "field", "result"}
 
 
 def of_ours() -> dict[str, MetricWrapperBase]:

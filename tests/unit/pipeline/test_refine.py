@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from contracts.registry import load_registry, parse_registry
 from contracts.tables import BRONZE_READINGS, SILVER_QUARANTINE, SILVER_READINGS, AnomalyRule
-from pipeline.lake import validated
+from pipeline.quality import validated
 from pipeline.refine import Refined, State, refine, suspects
 from pipeline.settings import Detection
 

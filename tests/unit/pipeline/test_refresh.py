@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import mkdtemp
@@ -19,7 +20,7 @@ from pipeline import lake as lakes
 from pipeline import refresh as refreshing
 from pipeline import settings as config
 from pipeline.aggregate import daily_summary, location_hourly, sensor_5min
-from pipeline.errors import Conflict, HistoryMismatch, NotSetUp
+from pipeline.errors import Conflict, ContractBroken, HistoryMismatch, NotSetUp
 from pipeline.lake import Lake
 from pipeline.refresh import Refresh
 from tests.gold_oracle import Reading
@@ -302,3 +303,26 @@ def test_a_table_from_before_its_source_was_noted_goes_on_and_notes_it(
     recreated(source, [reading(1), reading(601), reading(902)])
     with pytest.raises(HistoryMismatch, match="another silver/readings"):
         refreshes(source.lake)[0]()
+
+
+def test_windows_that_lose_a_reading_are_not_committed(source: Silver) -> None:
+    source.append([reading(1), reading(2)])
+    derived = tables(REGISTRY)[0]
+    lossy = replace(derived, compute=lambda rows: derived.compute(rows.head(1)))
+    with pytest.raises(ContractBroken, match=r"gold/sensor_5min .*: counts_add_up"):
+        Refresh(source.lake, lossy, 1000)()
+    assert len(source.read(GOLD_SENSOR_5MIN)) == 0
+
+
+@pytest.mark.parametrize("table", [0, 1, 2], ids=[table.path for table in GOLD])
+def test_a_window_in_the_future_is_not_committed(source: Silver, table: int) -> None:
+    ahead = datetime.now(UTC) + timedelta(days=2)
+    source.append([Reading("s", "temperature", "north", ahead, 20.0)])
+    tolerant = [Refresh(source.lake, derived, 1000, skew=timedelta(days=3)) for derived in tables(REGISTRY)]
+    for refresh in tolerant[:table]:
+        refresh()
+    with pytest.raises(ContractBroken, match="no_window_in_the_future") as raised:
+        refreshes(source.lake)[table]()
+    assert "PIPELINE_INGEST__CLOCK_SKEW_S" in raised.value.todo
+    assert len(source.read(GOLD[table])) == 0
+    assert tolerant[table]() == 1
