@@ -12,7 +12,7 @@ from typing import Annotated, Never
 import typer
 import typer.main
 
-from apps.commands import evaluation, lake, registry, stages, tools, topics, warehouse
+from apps.commands import evaluation, lake, quarantine, rebuild, registry, stages, tools, topics, warehouse
 from apps.commands.options import DEBUG
 from pipeline.errors import PipelineError
 
@@ -30,6 +30,8 @@ app.add_typer(topics.app, name="topics")
 app.add_typer(warehouse.app, name="warehouse")
 app.add_typer(lake.app, name="lake")
 app.add_typer(registry.app, name="registry")
+app.add_typer(quarantine.app, name="quarantine")
+app.add_typer(rebuild.app, name="rebuild")
 
 
 def _print_version(wanted: bool) -> None:

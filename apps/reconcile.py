@@ -147,7 +147,8 @@ class _Audit:
                 _collect(scan(silver).select(*books.RAW_KEY, "is_late", *original)),
                 _collect(scan(quarantine).select(*books.RAW_KEY, conflict, *prints)),
             )
-            settled = entry.balanced or followed == covered
+            same = progress(silver, "state") == progress(quarantine, "state")  # a rebuild moves nothing else
+            settled = entry.balanced or (followed == covered and same)
             return replace(entry, in_flight=behind), behind == 0 and settled
 
         return self._await(compare)[0]

@@ -9,9 +9,9 @@ of its own. So a crash leaves either nothing, or an outbox that the next cycle d
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from io import BytesIO
+from functools import partial
 from typing import cast
 
 import polars as pl
@@ -19,14 +19,18 @@ from deltalake import DeltaTable
 
 from contracts.registry import Registry, load_registry
 from contracts.tables import BRONZE_READINGS, SILVER_QUARANTINE, SILVER_READINGS, Table
-from pipeline import __version__, history, metrics, slices
-from pipeline.copies import IDENTITY, Copies, first_readings
+from pipeline import history, metrics, rebuild
+from pipeline.ceiling import Window
+from pipeline.copies import Copies, first_readings
 from pipeline.errors import Conflict, HistoryMismatch, PipelineError
 from pipeline.lake import Lake, append, covering, follows, progress, translated
+from pipeline.lake import replace as lake_replace
+from pipeline.lineage import made_again, quarantine_rows, with_lineage
+from pipeline.outbox import Outbox
 from pipeline.quality import require
 from pipeline.refine import Refined, State, prepare, refine, suspects
+from pipeline.retrace import retraced
 from pipeline.settings import Settings
-from pipeline.slices import starts_of
 from pipeline.stage import poll, retrying, running, source_exists
 from pipeline.statestore import Manifest, StateStore, buckets_of
 
@@ -36,30 +40,37 @@ COVERED = "bronze"
 STATE = "state"
 """App id whose version is the attempt that wrote the state which belongs to the same commit."""
 
+HELD = "held"
+"""App id whose version is the time (seconds of the epoch) until which the stage waits: a rebuild is at work."""
+
 _REOPEN_AFTER = 100
 """Cycles with one set of table objects; a held one grows with the log."""
-
-_NONE = pl.DataFrame(schema=SILVER_QUARANTINE.schema)
 
 log = logging.getLogger(__name__)
 
 
+_NEW = Window()
+
+
 @dataclass(frozen=True)
-class _Tables:
+class Tables:
+    """The table objects of one opening."""
+
     bronze: DeltaTable
     readings: DeltaTable
     quarantine: DeltaTable
 
 
 @dataclass(frozen=True)
-class _Known:
+class Known:
     """What belongs to the version of Bronze that Silver covers; None before the first."""
 
     version: int | None
     attempt: int | None
     manifest: Manifest | None
     state: State
-    outbox: pl.DataFrame
+    outbox: Outbox
+    window: Window = _NEW
 
 
 class Silver:
@@ -79,9 +90,19 @@ class Silver:
         self._store = StateStore(files, lake.uri("_state/silver"))
         self._log = history.Log(lake, files)
         self._copies = Copies()
-        self._tables: _Tables | None = None
-        self._known: _Known | None = None
+        self._tables: Tables | None = None
+        self._known: Known | None = None
         self._cycles = 0
+        self._held_until = 0
+
+    @property
+    def copies(self) -> Copies:
+        """First readings of what is in the tables."""
+        return self._copies
+
+    def held(self, now: datetime) -> bool:
+        """Does a rebuild make this stage wait?"""
+        return now.timestamp() < self._held_until
 
     def cycle(self, now: datetime) -> int:
         """Work off `settings.silver.max_rows` rows of Bronze at most, or one version. How many it were; 0: caught up.
@@ -103,6 +124,9 @@ class Silver:
     def _step(self, now: datetime) -> int | None:
         started = time.perf_counter()
         tables, known = self._current(now)
+        if self.held(now):
+            self._tables = None  # to see when it is over
+            return None
         first, latest = (-1 if known.version is None else known.version) + 1, tables.bronze.version()
         if first > latest:
             return None
@@ -110,16 +134,19 @@ class Silver:
         readings = history.inserted(tables.bronze, first, target)
         earlier = self._copies.of(suspects(readings, known.state))
         refined, state = refine(readings, known.state, self._registry, self._settings.detection, earlier)
-        valid = _with_lineage(refined.valid, now)
-        outbox = _with_lineage(refined.quarantined, now).select(_NONE.columns)
-        placed = len(valid) + len(outbox) + len(refined.duplicates)
+        valid = with_lineage(refined.valid, now)
+        outbox = Outbox(quarantine_rows(refined.quarantined, now))
+        placed = len(valid) + len(outbox.rows) + len(refined.duplicates)
         require(SILVER_READINGS, {"each_reading_in_one_place": placed == len(readings)})
+        window = known.window.taking(len(readings), len(outbox.rows))
+        window.judge(self._settings.quarantine, outbox.rows)
 
         manifest = self._put(target, state, readings["sensor_id"], outbox, known.manifest)
-        versions = covering(COVERED, tables.bronze, target) | {STATE: manifest.attempt}
+        window = window.going_on(self._settings.quarantine)
+        versions = covering(COVERED, tables.bronze, target) | {STATE: manifest.attempt} | window.versions()
         append(tables.readings, SILVER_READINGS, valid, versions)
         self._copies.accepted(valid)
-        self._known = _Known(target, manifest.attempt, manifest, state, outbox)
+        self._known = Known(target, manifest.attempt, manifest, state, outbox, window)
         self._deliver(tables, self._known)
         self._store.drop((known.manifest.names if known.manifest else frozenset()) - manifest.names)
 
@@ -127,7 +154,61 @@ class Silver:
         _count(readings, refined, time.perf_counter() - started)
         return len(readings)
 
-    def _current(self, now: datetime) -> tuple[_Tables, _Known]:
+    def opened(self, now: datetime) -> tuple[Tables, Known]:
+        """The tables, with what belongs to Silver's last commit, delivered. Raises as `cycle` does."""
+        self._open(now)
+        assert self._tables
+        assert self._known
+        return self._tables, self._known
+
+    def hold(self, until: datetime) -> datetime:
+        """Make the stages that run wait, by a commit that they have to see: until then, or until `swap`."""
+        self._commit(pl.DataFrame(schema=SILVER_READINGS.schema), None, {HELD: int(until.timestamp())})
+        return until
+
+    def swap(self, state: State, readings: tuple[str, pl.DataFrame] | None, outbox: Outbox) -> None:
+        """After `opened`: in one commit of silver/readings replace rows (a predicate, and the rows that it selects
+        from then on); after it those of quarantine; and go on from `state`, as far as it knows a sensor. The version
+        of Bronze that Silver covers stays. Raises Conflict where another writer was first: nothing was changed.
+        """
+        known, sensors = self._known, state.sensor_ids
+        assert self._tables
+        assert known
+        assert known.version is not None
+        attempt: dict[str, int] = {}
+        if readings or outbox.replaces or known.state.select(sensors).to_bytes() != state.to_bytes():
+            state = State.merge([known.state, state])
+            manifest = self._put(known.version, state, pl.Series(sensors, dtype=pl.String), outbox, known.manifest)
+            after = replace(known, attempt=manifest.attempt, manifest=manifest, state=state, outbox=outbox)
+            attempt = {STATE: manifest.attempt}
+        where, rows = readings or (None, pl.DataFrame(schema=SILVER_READINGS.schema))
+        self._commit(rows, where, attempt | {HELD: 0})
+        if attempt:
+            self._copies.clear()
+            self._known = after
+            self._deliver(self._tables, after)
+            self._store.drop((known.manifest.names if known.manifest else frozenset()) - manifest.names)
+
+    def _commit(self, rows: pl.DataFrame, where: str | None, versions: dict[str, int]) -> None:
+        """Commit to silver/readings without moving its progress, which fences this all the same."""
+        assert self._tables
+        assert self._known
+        assert self._known.version is not None
+        table = self._tables.readings
+        versions = covering(COVERED, self._tables.bronze, self._known.version) | versions
+        if where is None:
+            append(table, SILVER_READINGS, rows, versions)
+        else:
+            lake_replace(table, SILVER_READINGS, rows, versions, where)
+
+    def dated(self, rows: pl.DataFrame, now: datetime) -> pl.DataFrame:
+        """Rows for `swap`, with their lineage."""
+        assert self._tables
+        assert self._known
+        assert self._known.version is not None
+        return made_again(rows, self._tables.bronze, self._log.oldest(), self._known.version, now)
+
+    def _current(self, now: datetime) -> tuple[Tables, Known]:
         """The tables, Bronze at its newest version, and what belongs to the last commit of silver/readings.
 
         Silver is as this object last opened or wrote it: if another writer moved the progress since, our commit is
@@ -150,12 +231,13 @@ class Silver:
         """Open the tables; where Silver is not at the version that is known, read its state back, or make it again;
         deliver what a crash left in the outbox."""
         bronze, quarantine = self._lake.open(BRONZE_READINGS), self._lake.ensure(SILVER_QUARANTINE)
-        self._tables = tables = _Tables(bronze, self._lake.ensure(SILVER_READINGS), quarantine)
+        self._tables = tables = Tables(bronze, self._lake.ensure(SILVER_READINGS), quarantine)
         with translated(f"read the log of {BRONZE_READINGS.path}"):
             bronze.update_incremental()  # after Silver: another replica may have covered what came in between
         version, attempt = progress(tables.readings, COVERED), progress(tables.readings, STATE)
         if version is not None and not follows(tables.readings, COVERED, bronze):
             raise self._mismatch(SILVER_READINGS, version, f"but of another {BRONZE_READINGS.path} than there is now")
+        self._held_until = progress(tables.readings, HELD) or 0
         self._copies.use(tables.readings, tables.quarantine)
         if self._known and (self._known.version, self._known.attempt) == (version, attempt):
             return
@@ -164,10 +246,12 @@ class Silver:
         if delivered is not None and (version is None or delivered > version):  # it was opened first
             raise self._mismatch(SILVER_QUARANTINE, delivered, f"{SILVER_READINGS.path} only at {version}")
         if version is None:
-            self._known = _Known(None, None, None, State.empty(self._settings.detection), _NONE)
+            self._known = Known(None, None, None, State.empty(self._settings.detection), Outbox())
             return
-        self._known = self._read_back(version, attempt) or self._rebuilt(tables, version, attempt, now)
-        if delivered != version:
+        known = self._read_back(version, attempt) or self._rebuilt(tables, version, attempt, now)
+        self._known = replace(known, window=Window.committed(partial(progress, tables.readings)))
+        to_add = known.outbox.replaces is None
+        if progress(tables.quarantine, STATE) != attempt and not (to_add and delivered == version):
             self._deliver(tables, self._known)
 
     def _mismatch(self, table: Table, covered: int, but: str) -> HistoryMismatch:
@@ -176,16 +260,16 @@ class Silver:
             f"Remove {self._lake.uri('silver')} and {self._lake.uri('_state/silver')}: Silver is then built again.",
         )
 
-    def _read_back(self, version: int, attempt: int | None) -> _Known | None:
+    def _read_back(self, version: int, attempt: int | None) -> Known | None:
         snapshot = None if attempt is None else self._store.load(version, attempt)
         if snapshot is None:
             return None
         self._store.drop(self._store.orphans(snapshot.manifest))
         parts = [State.from_bytes(value).fitted(self._settings.detection) for value in snapshot.values.values()]
         state = State.merge(parts) if parts else State.empty(self._settings.detection)
-        return _Known(version, attempt, snapshot.manifest, state, _unpacked(snapshot.outbox))
+        return Known(version, attempt, snapshot.manifest, state, Outbox.from_bytes(snapshot.outbox))
 
-    def _rebuilt(self, tables: _Tables, version: int, attempt: int | None, now: datetime) -> _Known:
+    def _rebuilt(self, tables: Tables, version: int, attempt: int | None, now: datetime) -> Known:
         """Replay Bronze. What it quarantines and neither table has is the outbox that was lost with the state."""
         with translated(f"read the log of {SILVER_READINGS.path}"):
             tables.readings.update_incremental()
@@ -193,32 +277,41 @@ class Silver:
             raise Conflict("Another writer was first: Silver moved on, and the state of the version before is gone.")
         log.warning("the state of version %d is missing: it is made again from all of Bronze up to there", version)
         lost: list[pl.DataFrame] = []
-        delivered = progress(tables.quarantine, COVERED) == version
-        started, rows, state = time.perf_counter(), 0, State.empty(self._settings.detection)
-        for readings in history.replay(tables.bronze, version, self._settings.silver.max_rows):
+        missing: list[pl.DataFrame] = []
+        delivered = progress(tables.quarantine, STATE) == attempt
+        rules, most = self._settings.detection, self._settings.silver.max_rows
+        started, rows, state = time.perf_counter(), 0, State.empty(rules)
+        for piece in retraced(
+            tables.bronze, version, self._copies, self._registry, rules, max_rows=most, missing=missing
+        ):
             self._beat()
-            rows += len(readings)
-            partition, begin = readings.select("batch_partition", "batch_offset").row(0)
-            found = self._copies.of(suspects(readings, state))
-            before = found.filter(pl.col("batch_partition") == partition, pl.col("batch_offset") < begin)
-            earlier = pl.concat([before, *map(first_readings, lost)]).unique(IDENTITY)
-            refined, state = refine(readings, state, self._registry, self._settings.detection, earlier)
+            rows, state = rows + len(piece.readings), piece.state
             if not delivered:
-                lost.append(_absent(refined.quarantined, tables.readings, tables.quarantine))
+                lost.append(rebuild.absent(piece.refined.quarantined, tables.readings, tables.quarantine))
+                missing.append(first_readings(lost[-1]))
         log.warning("replayed %d readings of Bronze in %.1f s", rows, time.perf_counter() - started)
-        outbox = _NONE
+        outbox = Outbox() if delivered else self._lost_outbox(tables, lost, version, now)
+        if attempt is None:
+            return Known(version, attempt, None, state, outbox)
+        buckets, values = buckets_of(state, state.sensor_ids, 1)
+        manifest = self._store.put(version, buckets, values, outbox.to_bytes(), None, attempt)
+        return Known(version, attempt, manifest, state, outbox)
+
+    def _lost_outbox(self, tables: Tables, lost: list[pl.DataFrame], version: int, now: datetime) -> Outbox:
+        """What quarantine was to get: the rows that neither table has, and without those that Silver has."""
+        rows = Outbox().rows
         if any(map(len, lost)):
             dated = history.with_commit(tables.bronze, pl.concat(lost), self._log.oldest(), version)
-            outbox = _with_lineage(dated, now).select(_NONE.columns)
-        if attempt is None:
-            return _Known(version, attempt, None, state, outbox)
-        buckets, values = buckets_of(state, state.sensor_ids, 1)
-        manifest = self._store.put(version, buckets, values, _packed(outbox), None, attempt)
-        return _Known(version, attempt, manifest, state, outbox)
+            rows = quarantine_rows(dated, now)
+        superfluous = rebuild.in_both(tables.readings, tables.quarantine)
+        if superfluous.is_empty():
+            return Outbox(rows)
+        where, rows = rebuild.replacement(
+            tables.quarantine, SILVER_QUARANTINE, rebuild.Differences(superfluous, rows)
+        )
+        return Outbox(rows, where)
 
-    def _put(
-        self, version: int, state: State, sensors: pl.Series, outbox: pl.DataFrame, base: Manifest | None
-    ) -> Manifest:
+    def _put(self, version: int, state: State, sensors: pl.Series, outbox: Outbox, base: Manifest | None) -> Manifest:
         """Write what the rows of these sensors changed in the state; all of it where that is due."""
         if base and base.wasteful:
             base = None
@@ -226,40 +319,18 @@ class Silver:
         buckets, values = buckets_of(state, changed, base.buckets if base else 1)
         if base and base.buckets != buckets:
             base = None
-        return self._store.put(version, buckets, values, _packed(outbox), base)
+        return self._store.put(version, buckets, values, outbox.to_bytes(), base)
 
-    def _deliver(self, tables: _Tables, known: _Known) -> None:
+    def _deliver(self, tables: Tables, known: Known) -> None:
         """Give the quarantine table the rows that belong to Silver's last commit; it has not got them."""
-        if known.version is not None and len(known.outbox):
-            append(tables.quarantine, SILVER_QUARANTINE, known.outbox, {COVERED: known.version})
+        outbox = known.outbox
+        versions = {app_id: at for app_id, at in ((COVERED, known.version), (STATE, known.attempt)) if at is not None}
+        if outbox.deliver(tables.quarantine, versions):
             metrics.LAKE_COMMITS.labels(table=SILVER_QUARANTINE.path).inc()
-            self._copies.refused(known.outbox)
-
-
-def _with_lineage(rows: pl.DataFrame, now: datetime) -> pl.DataFrame:
-    return rows.with_columns(
-        source_file=history.commit_file(pl.col(history.COMMIT)),
-        pipeline_version=pl.lit(__version__),
-        processing_timestamp=pl.lit(now, dtype=pl.Datetime("us", "UTC")),
-    )
-
-
-def _absent(rows: pl.DataFrame, *tables: DeltaTable) -> pl.DataFrame:
-    """Those of the rows that none of the tables has."""
-    for table in tables:
-        there = slices.read(table, starts_of(rows["timestamp"]), history.RAW)
-        rows = rows.join(there, on=history.RAW, how="anti")
-    return rows
-
-
-def _packed(outbox: pl.DataFrame) -> bytes:
-    buffer = BytesIO()
-    outbox.write_ipc(buffer, compression="zstd")
-    return buffer.getvalue()
-
-
-def _unpacked(outbox: bytes) -> pl.DataFrame:
-    return pl.concat([_NONE, pl.read_ipc(outbox)], how="diagonal")  # null: what the version before did not write
+        if outbox.replaces is None:
+            self._copies.refused(outbox.rows)
+        else:
+            self._copies.clear()
 
 
 def _count(readings: pl.DataFrame, refined: Refined, seconds: float) -> None:
@@ -294,7 +365,13 @@ def run(settings: Settings, *, until_caught_up: bool = False) -> None:
         silver = Silver(settings, lake, registry, stage.beat)
 
         def cycle() -> int:
-            return retrying(settings, "refine what is new in Bronze", lambda: silver.cycle(datetime.now(UTC)))
+            while True:
+                rows = retrying(settings, "refine what is new in Bronze", lambda: silver.cycle(datetime.now(UTC)))
+                if not silver.held(datetime.now(UTC)):
+                    return rows
+                log.info("a rebuild is at work: waiting for it")
+                if stage.wait(interval_s):
+                    return 0
 
         if source_exists(stage, settings, interval_s, lambda: lake.open(BRONZE_READINGS), until_caught_up):
             poll(stage, interval_s, cycle, until_caught_up)

@@ -7,6 +7,7 @@ PipelineError
 │   ├── SchemaTooOld        ... by a version older than the one before
 │   ├── MigrationDue        a table is still in the layout of the version before
 │   ├── ContractBroken      a frame breaks its table's contract: nothing of it was committed
+│   ├── CeilingPassed       too much breaks the contract, and the settings say to stop
 │   ├── AccessDenied        credentials are wrong or lack a permission
 │   ├── NotSetUp            a topic, bucket or table is missing
 │   └── HistoryMismatch     lake, topic and consumer group do not belong together (recreated, wiped, restored)
@@ -58,6 +59,10 @@ class MigrationDue(TerminalError):
 
 class ContractBroken(TerminalError):
     """A frame breaks the contract of the table that it was meant for; it was not committed."""
+
+
+class CeilingPassed(TerminalError):
+    """More readings break the contract than the settings allow; those that pass the ceiling were not committed."""
 
 
 class AccessDenied(TerminalError):

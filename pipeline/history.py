@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import polars as pl
 from deltalake import DeltaTable
@@ -92,13 +92,18 @@ def inserted(bronze: DeltaTable, first: int, last: int) -> pl.DataFrame:
     return added.with_columns(pl.col(COMMIT).cast(pl.Int64)).sort(ORDER)
 
 
-def replay(bronze: DeltaTable, last: int, max_rows: int) -> Iterator[pl.DataFrame]:
-    """All readings that Bronze had at version `last`, in order, about `max_rows` at a time; Bronze's columns.
+def replay(
+    bronze: DeltaTable, last: int, max_rows: int, sensors: Collection[str] | None = None
+) -> Iterator[pl.DataFrame]:
+    """All readings that Bronze had at version `last`, in order, about `max_rows` at a time; Bronze's columns. With
+    `sensors`, only theirs.
 
     Each piece is of one partition and begins where the one before it ended. Read from the table as it is now,
     less what came after `last`: the log and the files of old versions may be gone.
     """
     everything = scan(bronze)
+    if sensors is not None:
+        everything = everything.filter(pl.col("sensor_id").is_in(list(sensors)))
     later = _later(bronze, last)
     with translated(f"plan a replay of {bronze.table_uri}"):
         ranges = (

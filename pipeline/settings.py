@@ -111,6 +111,18 @@ class Job(_Group):
     max_rows: PositiveInt = Field(500_000, description="Rows worked on at a time: bounds memory")
 
 
+class Quarantine(_Group):
+    """How much of it is too much."""
+
+    ceiling: float = Field(
+        0.05, ge=0, le=1, description="Share of the readings of a window; above it an alert is raised"
+    )
+    window: PositiveInt = Field(10_000, description="Readings in a window, one window after the other")
+    strict: bool = Field(
+        False, description="Stop Silver above the ceiling, before the rows that pass it are committed"
+    )
+
+
 class Observability(_Group):
     """Metrics, probes and logs."""
 
@@ -155,6 +167,7 @@ class Settings(BaseSettings):
     silver: Job = Job()
     gold: Job = Job()
     load: Job = Job()
+    quarantine: Quarantine = Quarantine()
     observability: Observability = Observability()
     monitor: Monitor = Monitor()
     dashboard: Dashboard = Dashboard()

@@ -20,9 +20,11 @@ from apps import silver
 from apps.silver import COVERED, Silver, run
 from contracts.registry import load_registry
 from contracts.tables import BRONZE_READINGS, SILVER_QUARANTINE, SILVER_READINGS, Table
+from pipeline import metrics
 from pipeline import settings as config
-from pipeline.errors import Conflict, HistoryMismatch, NotSetUp, Unreachable
+from pipeline.errors import CeilingPassed, Conflict, HistoryMismatch, NotSetUp, Unreachable
 from pipeline.lake import Lake, append, progress
+from pipeline.outbox import Outbox
 from pipeline.settings import Settings
 from pipeline.statestore import StateStore
 
@@ -206,13 +208,9 @@ class Faults:
         self.at: tuple[str, str] | None = None
         self.crashes = 0
         wrap = self._wrapped
-        write: Callable[..., None] = append
-
-        def appended(table: Any, definition: Table, *rest: Any) -> None:
-            step = "commit" if definition is SILVER_READINGS else "deliver"
-            wrap(step, write)(table, definition, *rest)
-
-        monkeypatch.setattr(silver, "append", appended)
+        monkeypatch.setattr(silver, "append", wrap("commit", append))
+        monkeypatch.setattr(silver, "lake_replace", wrap("replace", silver.lake_replace))
+        monkeypatch.setattr(Outbox, "deliver", wrap("deliver", Outbox.deliver))
         monkeypatch.setattr(StateStore, "put", wrap("put", StateStore.put))
         monkeypatch.setattr(StateStore, "drop", wrap("drop", StateStore.drop))
 
@@ -369,15 +367,16 @@ def test_quarantined_rows_that_could_not_be_delivered_are_delivered_by_the_next_
     worker = fresh(settings)
     failures = 0
 
-    def failing(table: Any, definition: Table, *rest: Any) -> None:
-        nonlocal failures
-        if definition is SILVER_QUARANTINE and failures % 2 == 0:
-            failures += 1
-            raise Unreachable("The store does not answer")
-        failures += definition is SILVER_QUARANTINE
-        append(table, definition, *rest)
+    deliver = Outbox.deliver
 
-    monkeypatch.setattr(silver, "append", failing)
+    def failing(outbox: Outbox, *rest: Any) -> bool:
+        nonlocal failures
+        failures += len(outbox.rows) > 0
+        if len(outbox.rows) and failures % 2:
+            raise Unreachable("The store does not answer")
+        return deliver(outbox, *rest)
+
+    monkeypatch.setattr(Outbox, "deliver", failing)
     for piece in Pieces(batches(bronze_rows(FEED)), [3]):
         commit(lake, piece)
         with suppress(Unreachable):
@@ -580,3 +579,32 @@ def test_on_an_object_store_it_is_the_same(lake_settings: config.Lake, undisturb
             run(settings, until_caught_up=True)
     for table in (SILVER_READINGS, SILVER_QUARANTINE):
         assert_frame_equal(content(lake, table), content(undisturbed, table), check_exact=True)
+
+
+def test_above_the_ceiling_a_strict_silver_stops_before_the_commit_and_goes_on_without_it(
+    tmp_path: Path, lake: Lake
+) -> None:
+    def settings(**limits: Any) -> Settings:
+        return local(tmp_path, 4).model_copy(
+            update={"quarantine": config.Quarantine(window=10, ceiling=0.2, **limits)}
+        )
+
+    bad = {2, 8, 9}
+    feed: list[Reading] = [(0, n, n, IMPOSSIBLE if n in bad else 20.0, "degC") for n in range(15)]
+    for piece in batches(bronze_rows(feed, in_batch=1)):
+        commit(lake, piece)
+    worker = fresh(settings(strict=True))
+    assert worker.cycle(NOW) + worker.cycle(NOW) == 8
+    before = quarantine_share("failed")
+    for again in (worker, fresh(settings(strict=True))):  # a restart does not forget the window
+        with pytest.raises(CeilingPassed, match=r"3 of the last 12 .* 20.0% of 12. .*physical_range 2; s0: ") as told:
+            again.cycle(NOW)
+        assert "PIPELINE_QUARANTINE__STRICT=false" in told.value.todo
+    assert (len(content(lake, SILVER_READINGS)), quarantine_share("failed") - before) == (7, 2)
+    catch_up(fresh(settings()))
+    assert (len(content(lake, SILVER_READINGS)), len(content(lake, SILVER_QUARANTINE))) == (12, 3)
+    assert quarantine_share("failed") - before == 3  # the alert is raised, strict or not; the next window is below
+
+
+def quarantine_share(result: str) -> float:
+    return metrics.QUALITY_CHECKS.labels("silver", SILVER_QUARANTINE.path, "quarantine_share", result)._value.get()
