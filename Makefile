@@ -57,6 +57,10 @@ check-requirements: setup ## Do the pins fit pyproject.toml? (A newer version so
 bench: setup ## Readings per second and CPU per reading of each stage
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+.PHONY: bench-load
+bench-load: setup ## Changed rows of Gold a second into PostgreSQL
+	@$(BIN)/python -m benchmarks.load $(ARGS)
+
 faults: setup ## Faults, seeded, against a whole pipeline, and an audit (FAULT_SEED, FAULT_ROUNDS; ARGS=--quick)
 	@$(BIN)/python -m tests.faults.schedule $(ARGS)
 

@@ -9,7 +9,7 @@ import typer
 
 from contracts.tables import TABLES, Table
 from contracts.warehouse import FACTS
-from pipeline import layout, migration, upkeep
+from pipeline import export, layout, migration, upkeep
 from pipeline.errors import NotSetUp
 from pipeline.lake import Lake
 from pipeline.settings import Settings
@@ -26,14 +26,21 @@ def compact(settings: Settings) -> None:
 
 
 def vacuum(
-    settings: Settings, *, keep_hours: float = 168.0, dry_run: bool = False, without_warehouse: bool = False
+    settings: Settings,
+    *,
+    keep_hours: float = 168.0,
+    dry_run: bool = False,
+    without_warehouse: bool = False,
+    export_days: float = 7.0,
 ) -> None:
-    """Remove what neither the last `keep_hours` nor a reader needs, and say how much.
+    """Remove what neither the last `keep_hours` nor a reader needs, and exports to Redshift older than `export_days`,
+    and say how much.
 
     The warehouse's ledger is asked how far it is, unless there is none. Raises as `pipeline.upkeep.vacuum`, and what
     the warehouse raises.
     """
     lake, now = Lake(settings.lake), datetime.now(UTC)
+    verb = "would be removed" if dry_run else "removed"
     loaded: dict[str, list[int | None]] = {}
     if not without_warehouse:
         with closing(Warehouse(settings.warehouse)) as warehouse:
@@ -54,8 +61,11 @@ def vacuum(
             ),
         )
         kept = "" if done.kept_from is None else f"; version {done.kept_from} on is yet to be read, and kept"
-        verb = "would be removed" if dry_run else "removed"
         typer.echo(f"{table.path}: {done.files} files and {done.log_entries} log entries {verb}{kept}")
+    keep = timedelta(days=export_days)
+    gone = retrying(settings, "remove exports", lambda: export.expire(lake, keep=keep, now=now, dry_run=dry_run))
+    if gone:
+        typer.echo(f"{export.EXPORTS}: {gone} files {verb}")
 
 
 def migrate(settings: Settings, *, dry_run: bool = False) -> None:

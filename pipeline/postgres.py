@@ -54,7 +54,7 @@ class PostgreSQL:
             prepare_threshold=None,
             autocommit=True,  # transactions are opened by blocks
         )
-        connection.execute("SET TIME ZONE 'UTC'")
+        connection.execute("SET timezone TO 'UTC'")
         return connection
 
     def lock(self) -> list[sql.Composed]:

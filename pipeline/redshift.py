@@ -100,7 +100,7 @@ class Redshift:
 
 def prepared(connection: psycopg.Connection[tuple[Any, ...]]) -> psycopg.Connection[tuple[Any, ...]]:
     """The session's settings: UTC, and floats in all 17 digits, of which the server would send 15."""
-    connection.execute("SET TIME ZONE 'UTC'")
+    connection.execute("SET timezone TO 'UTC'")
     connection.execute("SET extra_float_digits TO 2")
     return connection
 
@@ -141,7 +141,7 @@ class Credentials:
         given = self._settings
         if given.workgroup is None:
             return given.user, given.password.get_secret_value() if given.password else None
-        if now >= self._until - _BEFORE_EXPIRY:
+        if now + _BEFORE_EXPIRY >= self._until:
             answer = self._ask(given.workgroup)
             self._pair, self._until = (answer["dbUser"], answer["dbPassword"]), answer["expiration"]
         return self._pair

@@ -33,7 +33,7 @@ __all__ = ["Job", "Loaded", "Warehouse", "WarehouseDialect", "connect", "dialect
 Connection = psycopg.Connection[tuple[Any, ...]]
 Cursor = psycopg.Cursor[tuple[Any, ...]]
 
-_ROWS = 200_000
+ROWS_AT_A_TIME = 200_000
 """Rows that a comparison holds at a time."""
 
 
@@ -128,7 +128,7 @@ class Warehouse:
             windows = pl.DataFrame(counted, schema=schema, orient="row")
             summed = [
                 checksum.by_window(_frame(cursor, fact, fact.table.schema.names(), piece[0], piece[-1]), fact.window)
-                for piece in cut(windows, _ROWS, max_windows=len(windows))
+                for piece in cut(windows, ROWS_AT_A_TIME, max_windows=len(windows))
             ]
         return loaded, pl.concat([windows.clear().with_columns(pl.lit(0, pl.UInt64).alias("checksum")), *summed])
 

@@ -25,12 +25,19 @@ def vacuum(
     without_warehouse: Annotated[
         bool, typer.Option("--without-warehouse", help="There is none: do not ask how far it is.")
     ] = False,
+    export_days: Annotated[float, typer.Option(min=1, help="Keep exports to Redshift for so many days.")] = 7.0,
 ) -> None:
     """Remove files that no kept version and no reader needs."""
     settings = tool_settings("lake")
     from apps.lake import vacuum
 
-    vacuum(settings, keep_hours=keep_hours, dry_run=dry_run, without_warehouse=without_warehouse)
+    vacuum(
+        settings,
+        keep_hours=keep_hours,
+        dry_run=dry_run,
+        without_warehouse=without_warehouse,
+        export_days=export_days,
+    )
 
 
 @app.command("migrate")

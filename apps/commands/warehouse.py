@@ -29,3 +29,21 @@ def status(as_json: Json = False) -> None:
     from apps.warehouse import status
 
     raise typer.Exit(status(settings, as_json=as_json))
+
+
+@app.command("verify")
+def verify(as_json: Json = False) -> None:
+    """Compare every window with Gold, row by row. 1: some differ."""
+    settings = tool_settings("warehouse")
+    from apps.warehouse import verify
+
+    raise typer.Exit(verify(settings, as_json=as_json))
+
+
+@app.command("selftest")
+def selftest(as_json: Json = False) -> None:
+    """Prove connection, COPY and transactions; leave nothing. 1: it fails."""
+    settings = tool_settings("warehouse")
+    from apps.selftest import run
+
+    raise typer.Exit(run(settings, as_json=as_json))
