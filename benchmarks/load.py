@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import psutil
 
 from apps.load import Loader
 from apps.local import ObjectStore, Postgres
@@ -66,6 +67,13 @@ def make(settings: Settings, rows: int, seed: int) -> None:
         lakes.replace(table, GOLD_SENSOR_5MIN, rows_of_day, {"bench": table.version()}, f"event_date = '{day}'")
 
 
+def cpu_s(postgres: Postgres) -> float:
+    """CPU seconds of the server's processes, those that have ended included."""
+    server = psutil.Process(postgres.processes[0].pid)
+    times = [process.cpu_times() for process in [server, *server.children(recursive=True)]]
+    return sum(each.user + each.system for each in times) + times[0].children_user + times[0].children_system
+
+
 def main() -> None:
     """Measure, and print a line for each load."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__)
@@ -89,11 +97,16 @@ def main() -> None:
             with multiprocessing.get_context("spawn").Pool(1) as other:  # whose memory is not counted
                 other.apply(make, (settings, asked.rows, seed))
             with closing(Loader(settings, lake)) as loader:
-                started = time.perf_counter()
+                started, ours, theirs = time.perf_counter(), time.process_time(), cpu_s(postgres)
                 rows = loader.load(FACTS[0])
                 seconds = time.perf_counter() - started
+                ours, theirs = time.process_time() - ours, cpu_s(postgres) - theirs
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-            print(f"{what:<26}{rows:>10,} rows{rows / seconds:>12,.0f} rows/s, peak {peak:,} MiB", flush=True)
+            print(
+                f"{what:<24}{rows / seconds:>10,.0f} rows/s, CPU us a row: {ours / rows * 1e6:.1f} here and "
+                f"{theirs / rows * 1e6:.1f} in PostgreSQL; peak {peak:,} MiB",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
