@@ -1,6 +1,6 @@
 # Needs python3 (3.11 or newer) and make; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types audit requirements check-requirements bench eval faults clean
+.PHONY: help setup demo test lint format types audit requirements check-requirements bench bench-detect bench-latency parity eval faults clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -18,8 +18,8 @@ setup: .venv/.complete ## Build .venv from the pinned requirements (the others d
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@$(BIN)/python -c 'from contracts.registry import load_registry; from pipeline import refine, settings; \
-	refine.prepare(load_registry(None), settings.Detection())'
+	@$(BIN)/python -c 'from contracts.registry import load_registry; from pipeline import detector, settings; \
+	detector.Detector(settings.Settings(), load_registry(None)).prepare()'
 	@touch $@
 
 demo: setup ## The whole pipeline on this machine, until Ctrl-C (ARGS="--port-offset 100": on other ports)
@@ -60,6 +60,15 @@ bench: setup ## Readings per second and CPU per reading of each stage
 .PHONY: bench-load
 bench-load: setup ## Changed rows of Gold a second into PostgreSQL
 	@$(BIN)/python -m benchmarks.load $(ARGS)
+
+bench-detect: setup ## detect alone on one core: 50, 2,000, 100,000 sensors, sparse data (needs Java)
+	@$(BIN)/python -m benchmarks.detect $(ARGS)
+
+bench-latency: setup ## From a reading's intended sending to its anomaly being readable, percentiles
+	@$(BIN)/python -m benchmarks.latency $(ARGS)
+
+parity: setup ## A million readings and kills of detect: its flags are Silver's, its windows Gold's
+	@$(BIN)/python -m benchmarks.parity $(ARGS)
 
 faults: setup ## Faults, seeded, against a whole pipeline, and an audit (FAULT_SEED, FAULT_ROUNDS; ARGS=--quick)
 	@$(BIN)/python -m tests.faults.schedule $(ARGS)

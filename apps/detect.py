@@ -1,13 +1,10 @@
-"""detect: scores readings as they come and announces anomalies, the same `refine` as Silver's on the same order.
+"""detect: scores readings as they come; announces anomalies, dropouts and windows that are final.
 
-A message is a micro-batch of one bucket of sensors; the bucket's rolling state lies under its key in Quix's state.
-State, output and offsets are one Kafka transaction. The stream does not look into Silver, so only copies within one
-micro-batch are dropped: one that comes later is scored, and perhaps announced, once more.
+The same `refine` as Silver's, on the same order. State, announcements and offsets are one Kafka transaction: a
+checkpoint of Quix, in which `pipeline.detector` works off what came since the last one.
 """
 
-import logging
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -15,125 +12,153 @@ import polars as pl
 
 from contracts.registry import Registry, load_registry
 from contracts.tables import WINDOW
-from contracts.wire import UTC_MICROSECONDS, Anomaly
-from pipeline import kafka, metrics, offsets, stream
-from pipeline.errors import ContractBroken
-from pipeline.microbatch import unpack
-from pipeline.quix import Application, Serializer
-from pipeline.refine import IDENTITY, Refined, State, prepare, refine
+from contracts.wire import DROPOUT, UTC_MICROSECONDS, Anomaly, Window
+from pipeline import kafka, offsets, stream
+from pipeline.detector import Detector
+from pipeline.livewindows import Silence
+from pipeline.microbatch import BUCKETS
+from pipeline.quix import Application
 from pipeline.settings import Settings
 from pipeline.stage import Stage, retrying, running
 
-STATE = "rolling"
-"""Name of a bucket's value in Quix's state: `State.to_bytes`."""
+_PREFIX = b"detect"
+"""Of the state's keys; before there was a manifest, a bucket's state was under its number and this name:"""
+_FORMER = "rolling"
 
-NOTHING_EARLIER = pl.DataFrame(
-    schema={
-        **dict.fromkeys(IDENTITY[:2], pl.String()),
-        "timestamp": pl.Datetime("us", "UTC"),
-        "value": pl.Float64(),
-        "unit": pl.String(),
-    }
-)
-
-log = logging.getLogger(__name__)
+_POLL_S = 0.01
+"""Longest wait for one micro-batch: a checkpoint that is due waits as long."""
 
 
 def run(settings: Settings, *, until_caught_up: bool = False) -> None:
-    """Until stopped; or until everything that is in sensors.readings now was scored."""
+    """Until stopped; or until everything that is in sensors.readings now was scored.
+
+    Raises HistoryMismatch where the topic is another than the group has read, SchemaTooNew where a newer pipeline
+    wrote a micro-batch or the state, TerminalError where the state is damaged, NotSetUp where a topic is missing,
+    Unreachable when trying for `retry_s` did not help.
+    """
     registry = load_registry(settings.registry)
+    topics = kafka.READINGS, kafka.ANOMALIES, kafka.WINDOWS
     with running("detect", settings) as stage:
-        prepare(registry, settings.detection)
-        retrying(settings, "find the topics", lambda: kafka.require_topics(settings, kafka.READINGS, kafka.ANOMALIES))
+        detector = Detector(settings, registry)
+        detector.prepare()
+        retrying(settings, "find the topics", lambda: kafka.require_topics(settings, *topics))
         retrying(settings, "compare group and topic", lambda: offsets.check_group(settings, "detect", kafka.READINGS))
         goal = retrying(settings, "find the topic's end", lambda: offsets.end_offsets(settings, kafka.READINGS))
 
         def done() -> bool:
             return until_caught_up and retrying(settings, "see how far detect is", lambda: _caught_up(settings, goal))
 
-        stream.run(application(settings, stage, Detector(settings, registry)), settings, stage, done)
+        stream.run(application(settings, stage, detector, registry), settings, stage, done)
 
 
-def application(settings: Settings, stage: Stage, detector: "Detector") -> Application:
-    """sensors.readings -> score -> sensors.anomalies, exactly once."""
+def application(settings: Settings, stage: Stage, detector: Detector, registry: Registry) -> Application:
+    """sensors.readings -> detector -> sensors.anomalies and sensors.windows, exactly once."""
+
+    def processed(*_: object) -> None:
+        stage.beat()
+        if detector.buffered_bytes >= settings.detect.commit_bytes:
+            checkpoints.commit_checkpoint(force=True)
 
     def served(statistics: str) -> None:
         """The client's statistics come out of its poll, with or without messages: the loop turns."""
         stage.beat()
-        if stream.steady(statistics):
-            stage.ready()
-        else:
+        if not stream.steady(statistics):
             stage.unready("waiting for its partitions")
+        elif left := stream.to_restore(app):
+            stage.unready(f"restoring its state: {left} messages of the changelog left")
+        else:
+            stage.ready()
 
     app = kafka.application(
         settings,
         "detect",
         processing_guarantee="exactly-once",
         auto_create_topics=True,  # the state's changelog
-        commit_interval=1.0,
-        consumer_poll_timeout=0.2,
+        commit_interval=settings.detect.commit_interval_s,
+        consumer_poll_timeout=_POLL_S,
         broker_availability_timeout=max(settings.retry_s, 1.0),
-        on_message_processed=lambda *_: stage.beat(),
+        on_message_processed=processed,
         on_processing_error=lambda *_: False,
         on_consumer_error=lambda *_: False,
         on_producer_error=lambda *_: False,
         consumer_extra_config={"statistics.interval.ms": 1000, "stats_cb": served},
     )
     readings = app.topic(kafka.topic(settings, kafka.READINGS), key_deserializer="bytes", value_deserializer="bytes")
-    anomalies = app.topic(
-        kafka.topic(settings, kafka.ANOMALIES), key_serializer="string", value_serializer=_AnomalySerializer()
-    )
     sdf = app.dataframe(readings)
-    sdf = sdf.apply(detector.score, stateful=True, metadata=True, expand=True)
-    sdf = sdf.set_headers(lambda *_: [])
-    sdf.to_topic(anomalies, key=lambda anomaly: anomaly.sensor_id)
+    sdf.register_store()
+    sdf.sink(detector)
+    sdf._registry.register_periodic_task(detector.look)
+    checkpoints = sdf.processing_context
+    detector.connect(_Checkpoints(settings, registry, checkpoints, sdf.stream_id))
     return app
 
 
-class Detector:
-    """A micro-batch and its bucket's state -> the anomalies in it."""
+class _Checkpoints:
+    """Quix's open checkpoint, as the detector's outlet."""
 
-    def __init__(self, settings: Settings, registry: Registry) -> None:
-        self._rules = settings.detection
+    def __init__(self, settings: Settings, registry: Registry, context: Any, stream_id: str) -> None:
+        self._anomalies = kafka.topic(settings, kafka.ANOMALIES)
+        self._windows = kafka.topic(settings, kafka.WINDOWS)
         self._registry = registry
+        self._context = context
+        self._stream_id = stream_id
 
-    def score(self, value: bytes, key: Any, timestamp: int, headers: Any, state: Any) -> list[Anomaly]:  # noqa: ARG002 - Quix's signature
-        """Quix calls this once a message. `state` is the bucket's; it is changed with the offsets or not at all.
+    def partitions(self) -> Iterable[int]:
+        """Those that are assigned."""
+        return list(self._context.state_manager.get_store(self._stream_id).partitions)
 
-        Raises SchemaTooNew. What is no micro-batch is logged and left to Bronze, which keeps its bytes.
-        """
-        try:
-            readings = pl.DataFrame(unpack(value))
-        except ContractBroken as error:
-            log.error("skipped: %s", error.what)
-            metrics.EVENTS.labels(stage="detect", outcome="skipped").inc()
-            return []
-        kept = state.get_bytes(STATE)
-        before = State.from_bytes(kept) if kept else State.empty(self._rules)
-        refined, after = refine(readings, before, self._registry, self._rules, NOTHING_EARLIER)
-        state.set_bytes(STATE, after.to_bytes())
-        flagged = refined.valid.filter("is_anomaly")
-        self._count(readings, refined, flagged)
-        return [] if flagged.is_empty() else list(announcements(flagged))
+    def store(self, partition: int) -> "_PartitionStore":
+        """In the transaction of the checkpoint that is open now."""
+        return _PartitionStore(self._context.checkpoint.get_store_transaction(self._stream_id, partition))
 
-    @staticmethod
-    def _count(readings: pl.DataFrame, refined: Refined, flagged: pl.DataFrame) -> None:
-        for rule, count in flagged["anomaly_rules"].explode().value_counts().iter_rows():
-            metrics.ANOMALIES.labels(rule=rule).inc(count)
-        for outcome, rows in (
-            ("ok", refined.valid),
-            ("duplicate", refined.duplicates),
-            ("quarantined", refined.quarantined),
-        ):
-            metrics.EVENTS.labels(stage="detect", outcome=outcome).inc(len(rows))
-        oldest = readings["raw_timestamp"].min()
-        if isinstance(oldest, datetime):
-            metrics.LATENCY.labels(stage="detect").observe(max(0.0, (datetime.now(UTC) - oldest).total_seconds()))
+    def anomalies(self, flagged: pl.DataFrame) -> None:
+        """To sensors.anomalies."""
+        for anomaly in announcements(flagged).iter_rows(named=True):
+            self._produce(self._anomalies, Anomaly(**anomaly))
+
+    def dropouts(self, silent: list[Silence]) -> None:
+        """To sensors.anomalies too."""
+        for anomaly in dropouts(silent, self._registry).iter_rows(named=True):
+            self._produce(self._anomalies, Anomaly(**anomaly))
+
+    def windows(self, final: pl.DataFrame) -> None:
+        """To sensors.windows."""
+        for window in final.with_columns(pl.col("window_start").dt.strftime(UTC_MICROSECONDS)).iter_rows(named=True):
+            self._produce(self._windows, Window(**window))
+
+    def _produce(self, topic: str, message: Anomaly | Window) -> None:
+        self._context.producer.produce(topic, msgspec.json.encode(message), message.sensor_id.encode())
 
 
-def announcements(flagged: pl.DataFrame) -> Iterator[Anomaly]:
-    """Flagged readings (Silver's columns) as the stream announces them."""
-    rows = flagged.select(
+class _PartitionStore:
+    """The store of a partition within a transaction of Quix."""
+
+    def __init__(self, transaction: Any) -> None:
+        self._transaction = transaction
+
+    def get(self, key: str) -> bytes | None:
+        """None where there is none."""
+        value: bytes | None = self._transaction.get_bytes(key, prefix=_PREFIX)
+        return value
+
+    def set(self, key: str, value: bytes) -> None:
+        """With the checkpoint."""
+        self._transaction.set_bytes(key, value, prefix=_PREFIX)
+
+    def take_former(self) -> list[bytes]:
+        """Rolling states by bucket; they are deleted."""
+        taken = []
+        for bucket in range(BUCKETS):
+            prefix = str(bucket).encode()
+            if value := self._transaction.get_bytes(_FORMER, prefix=prefix):
+                taken.append(value)
+                self._transaction.delete(_FORMER, prefix=prefix)
+        return taken
+
+
+def announcements(flagged: pl.DataFrame) -> pl.DataFrame:
+    """Flagged readings (Silver's columns) as contracts.wire.Anomaly has them."""
+    return flagged.select(
         "event_id",
         "sensor_id",
         "sensor_type",
@@ -147,12 +172,26 @@ def announcements(flagged: pl.DataFrame) -> Iterator[Anomaly]:
         "baseline_std",
         pl.col("timestamp").dt.truncate(WINDOW).dt.strftime(UTC_MICROSECONDS).alias("window_start"),
     )
-    return (Anomaly(**row) for row in rows.iter_rows(named=True))
 
 
-class _AnomalySerializer(Serializer):  # type: ignore[misc]  # Quix has no types
-    def __call__(self, value: Anomaly, ctx: Any) -> bytes:  # noqa: ARG002 - Quix's signature
-        return msgspec.json.encode(value)
+def dropouts(silent: list[Silence], registry: Registry) -> pl.DataFrame:
+    """Silent series as contracts.wire.Anomaly has them."""
+    none = pl.lit(None)
+    overdue = pl.from_epoch(pl.Series("timestamp", [each.overdue_us for each in silent], pl.Int64), "us")
+    series = pl.DataFrame(
+        [each.name for each in silent],
+        schema=dict.fromkeys(("sensor_id", "sensor_type", "location"), pl.String),
+        orient="row",
+    ).with_columns(overdue.dt.replace_time_zone("UTC"))
+    return announcements(
+        series.with_columns(
+            registry.limits(series)["unit"],
+            pl.format("dropout-{}", overdue.cast(pl.Int64)).alias("event_id"),
+            pl.Series("value", [each.value for each in silent], pl.Float64),
+            *(none.cast(pl.Float64).alias(name) for name in ("zscore", "baseline_mean", "baseline_std")),
+            anomaly_rules=pl.lit([DROPOUT]),
+        )
+    )
 
 
 def _caught_up(settings: Settings, goal: dict[int, int]) -> bool:

@@ -29,6 +29,9 @@ from pipeline.unknownfields import UnknownFields
 
 STAGE = "ingest"
 
+_IDLE_S = 0.25
+"""Longest wait for a first message: how often the loop turns when nothing comes."""
+
 log = logging.getLogger(__name__)
 
 
@@ -167,7 +170,7 @@ class _Source:
         self._consumer.subscribe([kafka.topic(settings, kafka.RAW)], moved, moved, moved)
 
     def read(self) -> list[Message]:
-        """The next messages, after `ingest.linger_s` at the latest.
+        """The next messages: the first when it comes, and with it those of the next `ingest.linger_s`.
 
         What was read in a call in which partitions moved may by now belong to another instance: it is dropped. The
         committed offsets are then asked for and set here: left to itself librdkafka begins at the earliest message
@@ -176,7 +179,9 @@ class _Source:
         """
         ingest = self._settings.ingest
         with kafka_errors.translated(self._settings, f"read {kafka.RAW}"):
-            messages: list[Message] = self._consumer.consume(ingest.max_messages, ingest.linger_s)
+            messages: list[Message] = self._consumer.consume(1, _IDLE_S)
+            if messages:
+                messages += self._consumer.consume(ingest.max_messages - 1, ingest.linger_s)
             errors = [message.error() for message in messages if message.error() is not None]
             if self._moved or any(error.code() == KafkaError._AUTO_OFFSET_RESET for error in errors):
                 self._consumer.assign(self._committed())

@@ -125,14 +125,16 @@ class BronzeDeadLetters(pa.DataFrameModel):
 class BronzeAnomalies(pa.DataFrameModel):
     """An anomaly as `detect` announced it, the stream's own word."""
 
-    event_id: str = pa.Field(description="The reading's event id")
+    event_id: str = pa.Field(description="The reading's event id; of a dropout, one of its own")
     sensor_id: str = pa.Field(description="The sensor")
     sensor_type: str = pa.Field(description="What it measures")
     location: str = pa.Field(description="Where it stands")
-    timestamp: UtcTime = pa.Field(description="Event time of the reading")
-    value: float = pa.Field(description="Value in the canonical unit", metadata=CANONICAL)
+    timestamp: UtcTime = pa.Field(description="Event time of the reading; of a dropout, when it was overdue")
+    value: float = pa.Field(
+        description="Value in the canonical unit; of a dropout, the last one before it", metadata=CANONICAL
+    )
     unit: str = pa.Field(description="The canonical unit")
-    anomaly_rules: Texts = pa.Field(description="The rules that flagged it: contracts.tables.AnomalyRule")
+    anomaly_rules: Texts = pa.Field(description="The rules that flagged it: contracts.tables.AnomalyRule, or dropout")
     zscore: float = pa.Field(
         nullable=True, description="Distance from the baseline", metadata={"unit": "standard deviations"}
     )

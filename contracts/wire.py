@@ -81,11 +81,16 @@ UTC_MICROSECONDS = "%Y-%m-%dT%H:%M:%S%.6fZ"
 """How Polars writes and reads the times below."""
 
 
+DROPOUT = "dropout"
+"""The rule of an anomaly that is the lack of a reading; the others are contracts.tables.AnomalyRule."""
+
+
 class Anomaly(msgspec.Struct, gc=False, frozen=True):
     """One flagged reading as `detect` announces it: a JSON object in `sensors.anomalies`, keyed by sensor_id.
 
     Times are RFC 3339 in UTC with microseconds, e.g. 2026-01-31T12:00:00.000000Z; numbers are in `unit`, the
-    sensor type's canonical unit.
+    sensor type's canonical unit. A dropout has no reading: its `timestamp` is when the series was overdue, `event_id`
+    is made of that, and `value` is the last one that the series had.
     """
 
     event_id: str
@@ -100,3 +105,21 @@ class Anomaly(msgspec.Struct, gc=False, frozen=True):
     baseline_mean: float | None
     baseline_std: float | None
     window_start: str
+
+
+class Window(msgspec.Struct, gc=False, frozen=True):
+    """Five minutes of a series at a location, as `detect` has them when they are final: a JSON object in
+    `sensors.windows`, keyed by sensor_id. Columns of gold/sensor_5min; readings that come later are in Gold only.
+    """
+
+    sensor_id: str
+    sensor_type: str
+    location: str
+    window_start: str
+    count: int
+    avg: float
+    min: float
+    max: float
+    std: float | None
+    """ddof 1; null for one reading."""
+    anomaly_count: int

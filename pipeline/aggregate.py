@@ -66,7 +66,7 @@ def summary(readings: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
     return groups.drop("value").with_columns(
         *_columns(avg=mean, min=low, max=high, sum=total, m2=m2),
         *_columns(**{f"p{q}": _percentile(values, first, count, q) for q in (50, 95, 99)}),
-        _std(m2, count),
+        deviation(m2, count),
     )
 
 
@@ -147,7 +147,7 @@ def _rollup(windows: pl.DataFrame, registry: "Registry", every: str, length: tim
     m2 = _sums(m2s + counts * (means - np.repeat(mean, lengths)) ** 2, first)
     return (
         whole.drop("sum", "m2")
-        .with_columns(*_columns(count=count, avg=mean), _std(m2, count))
+        .with_columns(*_columns(count=count, avg=mean), deviation(m2, count))
         .join(_sensors(parts, registry, length), on=_GROUP)
         .with_columns(pl.col("start").dt.date().alias("event_date"), _health("reported", "expected"))
     )
@@ -269,8 +269,8 @@ def _percentile(values: Floats, first: Ints, count: Ints, q: int) -> Floats:
     return low + (high - low) * (part / 100)
 
 
-def _std(m2: Floats, count: Ints) -> pl.Series:
-    """Standard deviation (ddof 1), null for one value."""
+def deviation(m2: Floats, count: Ints) -> pl.Series:
+    """Column `std`, the standard deviation (ddof 1) of m2, the sum of squared deviations; null for one value."""
     std = pl.Series("std", np.sqrt(m2 / np.maximum(count - 1, 1)))
     return pl.select(pl.when(pl.Series(count) > 1).then(std).alias("std")).to_series()
 

@@ -8,7 +8,8 @@ from prometheus_client import Counter, Gauge, Histogram, Info
 INFO = Info("pipeline", "The process: stage and version")
 
 EVENTS = Counter("pipeline_events", "Messages or rows worked on", ["stage", "outcome"])
-"""Outcomes: `ok`, and what else became of them: `dead`, `duplicate`, `quarantined`, `late`, `failed`, `skipped`."""
+"""Outcomes: `ok`, and what else became of them: `dead`, `duplicate`, `quarantined`, `late`, `unsure`, `failed`,
+`skipped`."""
 
 BATCH_SECONDS = Histogram(
     "pipeline_batch_seconds",

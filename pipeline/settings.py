@@ -80,7 +80,7 @@ class Ingest(_Group):
     """raw JSON -> micro-batches."""
 
     max_messages: PositiveInt = Field(20_000, description="Raw messages in one transaction, at most")
-    linger_s: PositiveFloat = Field(0.25, description="Longest wait for more of them")
+    linger_s: PositiveFloat = Field(0.05, description="Longest wait for more of them after a first")
     clock_skew_s: float = Field(300.0, ge=0, description="How far in the future an event time may be")
 
 
@@ -102,6 +102,15 @@ class Detection(_Group):
     drift_threshold: PositiveFloat = Field(7.0, description="The same, for theirs from the baseline")
     shift_after: int = Field(8, ge=2, description="Consecutive refused values that become the new baseline")
     lateness_s: PositiveFloat = Field(600.0, description="Further behind its series than this is late")
+
+
+class Detect(_Group):
+    """What the stream alone has: how soon it answers, what it remembers, silence."""
+
+    commit_interval_s: PositiveFloat = Field(0.05, description="Longest wait for more micro-batches")
+    commit_bytes: PositiveInt = Field(32 * 1_048_576, description="Bytes of micro-batches that make a commit")
+    identities: int = Field(32, ge=1, description="Readings of a sensor, the latest ones, that a copy is known by")
+    dropout_after: PositiveFloat = Field(3.0, description="Expected intervals without a reading that are a dropout")
 
 
 class Job(_Group):
@@ -164,6 +173,7 @@ class Settings(BaseSettings):
     ingest: Ingest = Ingest()
     bronze: Bronze = Bronze()
     detection: Detection = Detection()
+    detect: Detect = Detect()
     silver: Job = Job()
     gold: Job = Job()
     load: Job = Job()

@@ -77,3 +77,15 @@ def _translated(settings: Settings) -> Iterator[None]:
                 f"Kafka at {settings.kafka.bootstrap_servers} did not answer for {settings.retry_s:g} s.",
                 "Is the broker up? `pipeline doctor` tests it.",
             ) from error
+
+
+def to_restore(app: Application) -> int:
+    """Messages of the changelog that are still to be read before the state is whole."""
+    recovery = app._state_manager._recovery_manager
+    if recovery is None or not recovery.has_assignments:
+        return 0
+    left = 0
+    for partition in dict(recovery.partitions).values():
+        for each in dict(partition).values():
+            left += max(1, each.changelog_highwater - max(each.recovery_consume_position or 0, each.offset))
+    return left
