@@ -62,7 +62,7 @@ def test_the_version_is_the_packages() -> None:
     [
         pytest.param(["nothing"], "No such command 'nothing'", id="unknown command"),
         pytest.param(["ingest", "--nothing"], "No such option", id="unknown option"),
-        pytest.param(["simulate", "--map", "timestamp"], "write FIELD=COLUMN", id="half a mapping"),
+        pytest.param(["simulate", "--map", "timestamp"], "write it as in --map timestamp=ts", id="half a mapping"),
         pytest.param(["query"], "Missing argument", id="missing argument"),
     ],
 )
