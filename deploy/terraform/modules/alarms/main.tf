@@ -9,7 +9,7 @@ resource "aws_budgets_budget" "this" {
 
   cost_filter {
     name   = "TagKeyValue"
-    values = ["${format("user:project$%s", var.name)}"]
+    values = [format("user:project$%s", var.name)]
   }
 
   dynamic "notification" {
