@@ -32,6 +32,7 @@ ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     HOME=/tmp \
+    SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt \
     NUMBA_CPU_NAME=generic \
     NUMBA_CACHE_DIR=/tmp/numba \
     PIPELINE_OBSERVABILITY__HOST=0.0.0.0 \

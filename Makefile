@@ -1,6 +1,7 @@
 # Needs python3 (3.11 or newer) and make; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types audit requirements check-requirements bench bench-detect bench-latency parity eval faults clean
+.PHONY: help setup demo test lint format types audit requirements check-requirements bench bench-detect bench-latency parity \
+	eval faults up down image check-image check-deploy check-terraform clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -76,6 +77,30 @@ faults: setup ## Faults, seeded, against a whole pipeline, and an audit (FAULT_S
 eval: setup ## How well anomalies are found, on labelled data (ARGS="--grid": how the defaults were chosen)
 	@$(BIN)/python -m benchmarks.detection $(ARGS)
 
+up: ## Everything in containers (Docker with Compose; .env from .env.example), until rows are in Gold
+	@test -f .env || { echo "Copy .env.example to .env and choose passwords."; exit 2; }
+	docker compose up --build --detach
+	@echo "Waiting for rows in Gold ..."; for i in $$(seq 90); do \
+	if docker compose exec -T gold pipeline query "SELECT sensor_id FROM gold.sensor_5min LIMIT 1" --format json 2>/dev/null \
+	| grep -q sensor_id; then echo "Kafka 127.0.0.1:9092, S3 http://127.0.0.1:8333, PostgreSQL 127.0.0.1:15432, dashboard http://127.0.0.1:5006"; \
+	exit 0; fi; sleep 2; done; echo "No rows in Gold after three minutes:"; docker compose ps; exit 1
+
+down: ## Stop the containers; what they kept stays (ARGS=--volumes: it goes)
+	docker compose down $(ARGS)
+
+image: ## Build the image (ARGS="--build-arg BASE_IMAGE=...": on another base)
+	docker build --tag iot-stream-pipeline:local $(ARGS) .
+
+check-image: setup ## Every stage from the image, read-only and as nobody, against services of this machine
+	@$(BIN)/python deploy/image/check.py $(ARGS)
+
+check-deploy: setup ## Overlays rendered and judged, workflows, Dockerfile, with the tools that are there
+	@PATH="$(CURDIR)/$(BIN):$$PATH" deploy/check $(ARGS)
+
+check-terraform: setup ## Terraform against the AWS provider's schema (60 MB from PyPI, once)
+	@test -d .terraform-schema || { $(BIN)/uv pip install --quiet --no-deps --target .terraform-schema cdktf-cdktf-provider-aws==21.22.1; }
+	@$(BIN)/python deploy/terraform/check.py .terraform-schema/cdktf_cdktf_provider_aws
+
 clean: ## Remove what was built, .venv included
-	rm -rf .venv .demo .kafka .benchmarks .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist
+	rm -rf .venv .terraform-schema .demo .kafka .benchmarks .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

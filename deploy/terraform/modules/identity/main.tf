@@ -8,15 +8,16 @@ locals {
     for kind in ["topic", "group", "transactional-id"] :
     kind => replace(var.kafka_cluster_arn, ":cluster/", ":${kind}/")
   }
-  changelogs = "changelog__${var.group_prefix}-*"
+  changelogs = "changelog__${var.group_prefix}-detect--*"
 
-  # Topics read and written, groups joined, and below which prefixes of the lake a stage reads, writes and deletes.
+  # Topics read, written and only asked about, and below which prefixes of the lake a stage reads, writes and deletes.
+  # A test holds the topics against pipeline/kafka_acls.py, with which the stages are run on a guarded broker.
   stages = {
     simulate = {
       writes = ["sensors.raw"]
     }
     ingest = {
-      reads  = ["sensors.raw"]
+      reads  = ["sensors.raw", "sensors.readings"]
       writes = ["sensors.readings", "sensors.raw.dlq"]
     }
     detect = {
@@ -40,11 +41,11 @@ locals {
     }
     load = {
       lake_reads  = ["gold"]
-      lake_writes = ["exports"]
+      lake_writes = ["_exports"]
       warehouse   = true
     }
     monitor = {
-      reads      = ["sensors.*"]
+      asks       = ["sensors.raw", "sensors.readings", "sensors.raw.dlq", "sensors.anomalies", "sensors.windows"]
       lake_reads = ["bronze", "silver", "gold"]
       warehouse  = true
     }
@@ -52,20 +53,19 @@ locals {
       lake_reads = ["bronze", "silver", "gold"]
     }
     setup = {
-      creates   = ["sensors.*"]
-      warehouse = true
+      creates = ["sensors.*"]
     }
     upkeep = {
       reads        = ["sensors.*"]
-      lake_writes  = ["bronze", "silver", "gold", "exports"]
-      lake_deletes = ["bronze", "silver", "gold", "exports"]
+      lake_writes  = ["bronze", "silver", "gold"]
+      lake_deletes = ["bronze", "silver", "gold"]
       warehouse    = true
     }
   }
 
   needs = {
     for name, stage in local.stages : name => merge({
-      reads = [], writes = [], creates = [], lake_reads = [], lake_writes = [], lake_deletes = [], warehouse = false
+      reads = [], writes = [], asks = [], creates = [], lake_reads = [], lake_writes = [], lake_deletes = [], warehouse = false
     }, stage)
   }
 }
@@ -113,7 +113,7 @@ data "aws_iam_policy_document" "stage" {
   for_each = local.needs
 
   dynamic "statement" {
-    for_each = length(concat(each.value.reads, each.value.writes, each.value.creates)) > 0 ? [1] : []
+    for_each = length(concat(each.value.reads, each.value.writes, each.value.asks, each.value.creates)) > 0 ? [1] : []
     content {
       sid       = "Connect"
       actions   = ["kafka-cluster:Connect", "kafka-cluster:DescribeCluster"]
@@ -124,17 +124,25 @@ data "aws_iam_policy_document" "stage" {
   dynamic "statement" {
     for_each = length(each.value.reads) > 0 ? [1] : []
     content {
-      sid     = "ReadTopics"
-      actions = ["kafka-cluster:DescribeTopic", "kafka-cluster:DescribeTopicDynamicConfiguration", "kafka-cluster:ReadData"]
-      resources = concat(
-        [for topic in each.value.reads : "${local.kafka["topic"]}/${topic}"],
-      )
+      sid       = "ReadTopics"
+      actions   = ["kafka-cluster:DescribeTopic", "kafka-cluster:DescribeTopicDynamicConfiguration", "kafka-cluster:ReadData"]
+      resources = [for topic in each.value.reads : "${local.kafka["topic"]}/${topic}"]
     }
   }
 
-  # The groups of the stages; that of the stage itself is joined, others' progress is only looked at.
   dynamic "statement" {
-    for_each = length(each.value.reads) > 0 ? [1] : []
+    for_each = length(each.value.asks) > 0 ? [1] : []
+    content {
+      sid       = "AskAboutTopics"
+      actions   = ["kafka-cluster:DescribeTopic", "kafka-cluster:DescribeTopicDynamicConfiguration"]
+      resources = [for topic in each.value.asks : "${local.kafka["topic"]}/${topic}"]
+    }
+  }
+
+  # The groups of the stages; that of the stage itself is joined, and that of readers which belong to none (`look`);
+  # others' progress is only looked at.
+  dynamic "statement" {
+    for_each = length(concat(each.value.reads, each.value.asks)) > 0 ? [1] : []
     content {
       sid       = "Groups"
       actions   = ["kafka-cluster:DescribeGroup"]
@@ -146,7 +154,7 @@ data "aws_iam_policy_document" "stage" {
     content {
       sid       = "JoinGroup"
       actions   = ["kafka-cluster:AlterGroup"]
-      resources = ["${local.kafka["group"]}/${var.group_prefix}-${each.key}"]
+      resources = [for group in [each.key, "look"] : "${local.kafka["group"]}/${var.group_prefix}-${group}"]
     }
   }
 
@@ -154,12 +162,13 @@ data "aws_iam_policy_document" "stage" {
     for_each = length(each.value.writes) > 0 ? [1] : []
     content {
       sid       = "WriteTopics"
-      actions   = ["kafka-cluster:DescribeTopic", "kafka-cluster:WriteData"]
+      actions   = ["kafka-cluster:DescribeTopic", "kafka-cluster:DescribeTopicDynamicConfiguration", "kafka-cluster:WriteData"]
       resources = [for topic in each.value.writes : "${local.kafka["topic"]}/${topic}"]
     }
   }
+  # Bronze sends nothing, but the producer that Quix gives it is idempotent all the same.
   dynamic "statement" {
-    for_each = length(each.value.writes) > 0 ? [1] : []
+    for_each = length(each.value.writes) > 0 || each.key == "bronze" ? [1] : []
     content {
       sid       = "Idempotence"
       actions   = ["kafka-cluster:WriteDataIdempotently"]
@@ -194,11 +203,8 @@ data "aws_iam_policy_document" "stage" {
       sid       = "ListLake"
       actions   = ["s3:ListBucket"]
       resources = [var.lake_arn]
-      condition {
-        test     = "StringLike"
-        variable = "s3:prefix"
-        values   = concat([""], [for prefix in concat(each.value.lake_reads, each.value.lake_writes) : "${prefix}/*"])
-      }
+      # Without a condition on the prefix: it would turn "no such object" into "access denied", and a Delta table is
+      # opened by asking for a checkpoint that may not be there. Names can be seen by all stages, contents cannot.
     }
   }
   dynamic "statement" {

@@ -66,7 +66,7 @@ data "aws_iam_policy_document" "tls_only" {
   }
 }
 
-# Never expires a file that a table may still name: that would be corruption, not ageing out (`pipeline lake expire`).
+# Never expires a file that a table may still name: that would be corruption, not ageing out.
 # Only classes with immediate access, only versions that something replaced, and only exports are removed.
 resource "aws_s3_bucket_lifecycle_configuration" "this" {
   bucket = aws_s3_bucket.this.id
@@ -94,7 +94,7 @@ resource "aws_s3_bucket_lifecycle_configuration" "this" {
     status = "Enabled"
 
     filter {
-      prefix = "exports/"
+      prefix = "_exports/"
     }
 
     expiration {

@@ -13,7 +13,7 @@ module "network" {
 module "registry" {
   source = "../registry"
 
-  name        = "iot-stream-pipeline"
+  name        = var.name
   kms_key_arn = aws_kms_key.this.arn
 }
 

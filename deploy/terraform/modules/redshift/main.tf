@@ -74,7 +74,7 @@ resource "aws_iam_role_policy" "copy" {
 data "aws_iam_policy_document" "copy" {
   statement {
     actions   = ["s3:GetObject"]
-    resources = ["${var.lake_arn}/exports/*"]
+    resources = ["${var.lake_arn}/_exports/*"]
   }
   statement {
     actions   = ["s3:ListBucket", "s3:GetBucketLocation"]
@@ -82,7 +82,7 @@ data "aws_iam_policy_document" "copy" {
     condition {
       test     = "StringLike"
       variable = "s3:prefix"
-      values   = ["exports/*"]
+      values   = ["_exports/*"]
     }
   }
   statement {

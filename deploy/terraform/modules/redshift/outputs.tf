@@ -3,8 +3,13 @@ output "host" {
   value       = aws_redshiftserverless_workgroup.this.endpoint[0].address
 }
 
+output "database" {
+  description = "PIPELINE_WAREHOUSE__DATABASE"
+  value       = aws_redshiftserverless_namespace.this.db_name
+}
+
 output "workgroup_name" {
-  description = "Whose temporary credentials load asks for"
+  description = "PIPELINE_WAREHOUSE__WORKGROUP: whose temporary credentials the stages ask for"
   value       = aws_redshiftserverless_workgroup.this.workgroup_name
 }
 
@@ -14,6 +19,6 @@ output "workgroup_arn" {
 }
 
 output "copy_role_arn" {
-  description = "The role that COPY takes"
+  description = "PIPELINE_WAREHOUSE__IAM_ROLE"
   value       = aws_iam_role.copy.arn
 }
