@@ -4,7 +4,6 @@ One Quix application, a stream for each topic, a `DeltaSink` at the end of each.
 commits them, and are decoded there, many at a time.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -24,8 +23,6 @@ from pipeline.quix import Application
 from pipeline.settings import Settings
 from pipeline.sink import Decode, Decoded, DeltaSink, Message, positions
 from pipeline.stage import Stage, retrying, running
-
-log = logging.getLogger(__name__)
 
 
 def run(settings: Settings, *, until_caught_up: bool = False) -> None:
@@ -145,8 +142,7 @@ def check(settings: Settings, lake: Lake, flow: Flow) -> None:
             raise HistoryMismatch(
                 f"{table} holds {name}, partition {partition}, up to offset {at - 1}, but the topic {what}: the "
                 "topic was recreated.",
-                "The lake belongs to a topic that is gone. Start an empty lake with another PIPELINE_LAKE__URI, or "
-                "give the new topic another name with PIPELINE_KAFKA__TOPIC_PREFIX.",
+                offsets.BEGIN_ANEW,
             )
         if read.get(partition, 0) > at:
             raise HistoryMismatch(
@@ -156,13 +152,7 @@ def check(settings: Settings, lake: Lake, flow: Flow) -> None:
                 f"--group {group} --topic {name}:{partition} --reset-offsets --to-offset {at} --execute",
             )
         if lows[partition] > at:
-            log.error(
-                "%s, partition %d: offsets %d to %d expired before they were read; the lake will never have them.",
-                name,
-                partition,
-                at,
-                lows[partition] - 1,
-            )
+            offsets.tell_expired(settings, "bronze", flow.topic, partition, at, lows[partition])
     if another:  # the topic that the table remembers from now on
         append(opened, flow.table, pl.DataFrame(schema=flow.table.schema), {f"{name}#{identity}": 0})
 

@@ -12,7 +12,19 @@ from typing import Annotated, Never
 import typer
 import typer.main
 
-from apps.commands import evaluation, lake, quarantine, rebuild, registry, stages, tools, topics, warehouse
+from apps.commands import (
+    books,
+    dlq,
+    evaluation,
+    lake,
+    quarantine,
+    rebuild,
+    registry,
+    stages,
+    tools,
+    topics,
+    warehouse,
+)
 from apps.commands.options import DEBUG
 from pipeline.errors import PipelineError
 
@@ -24,8 +36,10 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(stages.app)
+app.add_typer(books.app)
 app.add_typer(tools.app)
 app.add_typer(evaluation.app)
+app.add_typer(dlq.app, name="dlq")
 app.add_typer(topics.app, name="topics")
 app.add_typer(warehouse.app, name="warehouse")
 app.add_typer(lake.app, name="lake")

@@ -8,17 +8,18 @@ transaction is aborted, both clients are closed, and the messages are read again
 import gc
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from contracts.registry import RegistryError, load_registry
 from contracts.wire import LABEL_HEADER, DeadLetterHeader
 from pipeline import __version__, kafka, kafka_errors, metrics, offsets
+from pipeline.deadshare import DeadShare
 from pipeline.decode import Dead, RawMessages, decode
 from pipeline.errors import BadInput, TransientError, Unreachable
 from pipeline.microbatch import MicroBatch, pack
@@ -51,7 +52,7 @@ def run(settings: Settings, *, until_caught_up: bool = False) -> None:
         targets = None
         if until_caught_up:
             targets = retrying(settings, "see what is there", lambda: offsets.end_offsets(settings, kafka.RAW))
-        work = _Work(settings, stage, sensor_types, partitions, targets)
+        work = _Work(settings, stage, sensor_types, partitions, targets, DeadShare(settings.ingest))
         gc.freeze()  # what stays is not looked through again for each 20,000 new messages: a quarter of the CPU time
         while not retrying(settings, f"work off {kafka.RAW}", work.until_trouble):
             stage.unready("rejoining the consumer group")
@@ -64,6 +65,7 @@ class _Work:
     sensor_types: frozenset[str]
     partitions: Mapping[str, int]
     targets: Mapping[int, int] | None
+    dead_share: DeadShare
     positions: dict[int, int] = field(default_factory=dict)
     """The offset to read next, of each partition that something was committed of here."""
     unknown_fields: UnknownFields = field(default_factory=UnknownFields)
@@ -94,49 +96,21 @@ class _Work:
 
     def _batch(self, messages: Sequence[Message], source: "_Source", sink: Producer) -> None:
         """consume -> decode -> pack -> produce, with the offsets, in one transaction."""
-        started = time.monotonic()
-        raw = raw_messages(messages)
-        valid, dead = decode(
-            raw,
-            sensor_types=self.sensor_types,
-            now=datetime.now(UTC),
-            clock_skew_s=self.settings.ingest.clock_skew_s,
-        )
-        batches = pack(valid, self.partitions[kafka.READINGS])
-        letters = [dead_letter(messages[each.row], each) for each in dead]
-        positions = {partition: offset + 1 for partition, offset in zip(raw.partitions, raw.offsets, strict=True)}
-        self._commit(batches, letters, positions, source, sink)
-        self.positions |= positions
-        self.unknown_fields.look(raw.values)
-        _count(raw, len(valid), dead, time.monotonic() - started)
-
-    def _commit(
-        self,
-        batches: Sequence[MicroBatch],
-        letters: Sequence[dict[str, Any]],
-        positions: Mapping[int, int],
-        source: "_Source",
-        sink: Producer,
-    ) -> None:
-        settings = self.settings
-        with kafka_errors.translated(settings, "commit a transaction"), _aborting(sink, settings.kafka.timeout_s):
+        started, settings = time.monotonic(), self.settings
+        output = translate(settings, messages, self.sensor_types, self.partitions[kafka.READINGS], datetime.now(UTC))
+        self.dead_share.take(len(messages), output.dead)
+        places = output.raw.partitions, output.raw.offsets
+        positions = {partition: offset + 1 for partition, offset in zip(*places, strict=True)}
+        with kafka_errors.translated(settings, "commit a transaction"), aborting(sink, settings.kafka.timeout_s):
             sink.begin_transaction()
-            readings = kafka.topic(settings, kafka.READINGS)
-            for batch in batches:
-                sink.produce(readings, batch.value, batch.key, batch.headers, batch.partition)
-            for letter in letters:
-                place = letter.pop("partition") % self.partitions[kafka.DEAD_LETTERS]
-                sink.produce(kafka.topic(settings, kafka.DEAD_LETTERS), partition=place, **letter)
-            raw = kafka.topic(settings, kafka.RAW)
-            places = [
-                TopicPartition(raw, partition, offset, source.topic_id) for partition, offset in positions.items()
-            ]
+            produce(settings, sink, output, self.partitions[kafka.DEAD_LETTERS])
             sink.send_offsets_to_transaction(
-                [*places, TopicPartition(readings, 0, 0, source.topic_id)],
-                source.group_metadata(),
-                settings.kafka.timeout_s,
+                source.progress(positions), source.group_metadata(), settings.kafka.timeout_s
             )
             sink.commit_transaction(settings.kafka.timeout_s)
+        self.positions |= positions
+        self.unknown_fields.look(output.raw.values)
+        _count(output, time.monotonic() - started)
 
     def _caught_up(self, idle: bool) -> bool:
         """Whether everything below the targets is committed, by this instance or by others of the group."""
@@ -232,6 +206,12 @@ class _Source:
                 "Is the broker up? `pipeline doctor` tests it.",
             ) from error
 
+    def progress(self, positions: Mapping[int, int]) -> list[TopicPartition]:
+        """What to commit: the offset to read next of each partition, and which topic they are of."""
+        raw, readings = (kafka.topic(self._settings, name) for name in (kafka.RAW, kafka.READINGS))
+        places = [TopicPartition(raw, partition, at, self.topic_id) for partition, at in positions.items()]
+        return [*places, TopicPartition(readings, 0, 0, self.topic_id)]
+
     def group_metadata(self) -> Any:
         """Who commits: the broker refuses a member of an older generation."""
         return self._consumer.consumer_group_metadata()
@@ -254,7 +234,7 @@ def _clients(settings: Settings, expired: dict[int, int]) -> Iterator[tuple[_Sou
 
 
 @contextmanager
-def _aborting(sink: Producer, timeout_s: float) -> Iterator[None]:
+def aborting(sink: Producer, timeout_s: float) -> Iterator[None]:
     """Abort the transaction when the block fails, as far as the broker still lets us."""
     try:
         yield
@@ -264,6 +244,35 @@ def _aborting(sink: Producer, timeout_s: float) -> Iterator[None]:
         except KafkaException as error:
             log.warning("could not abort, the next producer does it: %s", error)
         raise
+
+
+class Output(NamedTuple):
+    """What becomes of raw messages: micro-batches with `readings` rows in all, and `dead` with their letters."""
+
+    raw: RawMessages
+    readings: int
+    batches: list[MicroBatch]
+    dead: list[Dead]
+    letters: list[dict[str, Any]]
+
+
+def translate(
+    settings: Settings, messages: Sequence[Message], sensor_types: Collection[str], partitions: int, now: datetime
+) -> Output:
+    """decode -> pack, for `partitions` of sensors.readings."""
+    raw = raw_messages(messages)
+    valid, dead = decode(raw, sensor_types=sensor_types, now=now, clock_skew_s=settings.ingest.clock_skew_s)
+    letters = [dead_letter(messages[each.row], each) for each in dead]
+    return Output(raw, len(valid), pack(valid, partitions), dead, letters)
+
+
+def produce(settings: Settings, sink: Producer, output: Output, partitions: int) -> None:
+    """Send it, within a transaction of the caller's; `partitions` are those of the dead letters."""
+    readings, dead = (kafka.topic(settings, name) for name in (kafka.READINGS, kafka.DEAD_LETTERS))
+    for batch in output.batches:
+        sink.produce(readings, batch.value, batch.key, batch.headers, batch.partition)
+    for letter in output.letters:
+        sink.produce(dead, **letter | {"partition": letter["partition"] % partitions})
 
 
 def raw_messages(messages: Sequence[Message]) -> RawMessages:
@@ -312,11 +321,11 @@ def dead_letter(message: Message, dead: Dead) -> dict[str, Any]:
     return {"key": key, "value": value, "headers": headers, "partition": message.partition()}
 
 
-def _count(raw: RawMessages, valid: int, dead: Sequence[Dead], seconds: float) -> None:
-    metrics.EVENTS.labels(stage=STAGE, outcome="ok").inc(valid)
-    metrics.EVENTS.labels(stage=STAGE, outcome="dead").inc(len(dead))
-    for each in dead:
+def _count(output: Output, seconds: float) -> None:
+    metrics.EVENTS.labels(stage=STAGE, outcome="ok").inc(output.readings)
+    metrics.EVENTS.labels(stage=STAGE, outcome="dead").inc(len(output.dead))
+    for each in output.dead:
         metrics.DEAD_LETTERS.labels(reason=each.reason.value).inc()
     metrics.BATCH_SECONDS.labels(stage=STAGE).observe(seconds)
-    metrics.BATCH_ROWS.labels(stage=STAGE).observe(len(raw.values))
-    metrics.LATENCY.labels(stage=STAGE).observe(max(0.0, time.time() - min(raw.timestamps_ms) / 1000))
+    metrics.BATCH_ROWS.labels(stage=STAGE).observe(len(output.raw.values))
+    metrics.LATENCY.labels(stage=STAGE).observe(max(0.0, time.time() - min(output.raw.timestamps_ms) / 1000))

@@ -74,6 +74,15 @@ class DeadLetterHeader(StrEnum):
     """Only on a message too large for a dead letter: bytes of its value before the cut. Its headers are left out."""
 
 
+class ReplayHeader(StrEnum):
+    """Headers of a raw message that `dlq replay` sent again, text, in the place of those of the time before."""
+
+    COUNT = "replay.count"
+    """How often it was replayed: 1 the first time."""
+    OF = "replay.of"
+    """Its dead letter: `PARTITION-OFFSET` in sensors.raw.dlq."""
+
+
 LABEL_HEADER = "anomaly"
 """Kafka header with which the simulator marks an injected anomaly; detection never sees it."""
 

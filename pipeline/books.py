@@ -10,6 +10,8 @@ from typing import Any
 
 import polars as pl
 
+from pipeline.spans import Range, Ranges, clipped, size, told
+
 Finding = dict[str, Any]
 """One named fault: `step`, and where it is (partition and offsets, or series and window), and what is wrong."""
 
@@ -39,6 +41,8 @@ class Entry:
     """In the next layer, and nowhere in the first."""
     unknown: list[str] = field(default_factory=list)
     """Why this comparison proves nothing, or not everything."""
+    partitions: list[dict[str, int]] = field(default_factory=list)
+    """Counts by partition, where the layers have any."""
     in_flight: int = 0
     """Rows or messages of the first layer that the next has yet to take."""
 
@@ -102,13 +106,13 @@ def fingerprints(value: str = "value", unit: str = "unit") -> list[pl.Expr]:
     ]
 
 
-def holes(placed: pl.DataFrame, start: Mapping[int, int], cut: Mapping[int, int]) -> dict[int, list[tuple[int, int]]]:
+def holes(placed: pl.DataFrame, start: Mapping[int, int], cut: Mapping[int, int]) -> dict[int, list[Range]]:
     """Half-open offset ranges below the cut without any row, by partition.
 
     placed: raw_partition, raw_offset of everything that has a place. start: first offset to look at, by partition
     (0 where absent); cut: the first offset not to look at.
     """
-    found: dict[int, list[tuple[int, int]]] = {}
+    found: dict[int, list[Range]] = {}
     for partition, end in cut.items():
         begin = start.get(partition, 0)
         offsets = (
@@ -130,14 +134,16 @@ def raw_against_bronze(
     *,
     cut: Mapping[int, int],
     ends: Mapping[int, int],
+    holes: Ranges,
+    lows: Mapping[int, int],
     missing: Mapping[int, list[int]],
-    expired: Mapping[int, list[tuple[int, int]]],
 ) -> Entry:
     """Every raw message below the cut is one row of bronze/readings or one dead letter.
 
-    readings, dead: raw_partition, raw_offset of the two tables, all rows. cut: offsets that ingest has committed.
-    ends: high watermarks of the raw topic, asked after the tables were read. missing: offsets of real messages in
-    the holes. expired: holes that Kafka no longer keeps, which nobody can look into.
+    readings, dead: raw_partition, raw_offset of the two tables, all rows that are judged. cut: offsets that ingest
+    has committed. ends, lows: watermarks of the raw topic, the high ones asked after the tables were read. holes:
+    offsets below the cut without a row. missing: those of them at which there is a message; at the others above
+    `lows` are markers of transactions, and what lies below has expired in Kafka, so that nobody can look.
     """
     placed = pl.concat(
         [
@@ -157,15 +163,17 @@ def raw_against_bronze(
     phantom = judged.filter(pl.col("end").is_null() | (pl.col("raw_offset") >= pl.col("end")))
     below = judged.filter(pl.col("raw_offset") < pl.col("cut"))
     twice = below.group_by(RAW_KEY).agg("place").filter(pl.col("place").list.len() > 1).sort(RAW_KEY)
-    rows = {name: below.filter(pl.col("place") == name).height for name in ("readings", "dead_letters")}
+    rows_of = {(p, place): count for p, place, count in below.group_by("raw_partition", "place").len().iter_rows()}
+    here = clipped(holes, above=lows)
     lost = [(partition, offset) for partition, offsets in missing.items() for offset in offsets]
+    expired = clipped(holes, below=lows)
     step = "raw -> bronze"
     return Entry(
         step,
         counts={
             "raw": below.select(RAW_KEY).n_unique() + len(lost),
-            "dead": rows["dead_letters"],
-            "bronze": rows["readings"],
+            "dead": sum(count for (_, place), count in rows_of.items() if place == "dead_letters"),
+            "bronze": sum(count for (_, place), count in rows_of.items() if place == "readings"),
         },
         gaps=ranges(step, pl.DataFrame(lost, schema=dict.fromkeys(RAW_KEY, pl.Int64), orient="row")),
         repeats=[
@@ -173,20 +181,35 @@ def raw_against_bronze(
             for partition, offset, places in twice.iter_rows()
         ],
         extra=ranges(step, phantom.select(RAW_KEY).unique()),
-        unknown=[
-            f"partition {partition}: offsets {first} to {end - 1} are in no table and have expired in Kafka"
-            for partition, spans in expired.items()
-            for first, end in spans
+        unknown=[f"{where} are in no table and have expired in Kafka" for where in told(expired)],
+        partitions=[
+            {
+                "partition": partition,
+                "low": lows.get(partition, 0),
+                "cut": end,
+                "readings": int(rows_of.get((partition, "readings"), 0)),
+                "dead": int(rows_of.get((partition, "dead_letters"), 0)),
+                "gaps": (gaps := len(missing.get(partition, ()))),
+                "markers": size({partition: here.get(partition, ())}) - gaps,
+                "expired": size({partition: expired.get(partition, ())}),
+            }
+            for partition, end in sorted(cut.items())
         ],
     )
 
 
-def bronze_against_silver(bronze: pl.DataFrame, silver: pl.DataFrame, quarantine: pl.DataFrame) -> Entry:
+def bronze_against_silver(
+    bronze: pl.DataFrame, silver: pl.DataFrame, quarantine: pl.DataFrame, earlier: pl.DataFrame | None = None
+) -> Entry:
     """Every Bronze row is one row of Silver or of quarantine, unchanged, or a copy of one before it.
 
     Each frame: RAW_KEY and the fingerprints `identity`, `measured` (value and unit as sent) and `carried`; bronze
     also ORDER, quarantine `is_conflict`, silver `is_late`. Silver and quarantine must cover exactly these rows.
+    earlier: what was accepted before these rows and may be what they are copies of: RAW_KEY, ORDER, `identity` and
+    `measured`.
     """
+    known = ["identity", "measured", *RAW_KEY, *ORDER]
+    before = bronze.select(known).clear() if earlier is None else earlier.select(known)
     step = "bronze -> silver"
     shared = [*RAW_KEY, "identity", "measured", "carried"]
     kept = pl.concat(
@@ -202,20 +225,25 @@ def bronze_against_silver(bronze: pl.DataFrame, silver: pl.DataFrame, quarantine
 
     rest = bronze.join(kept, on=RAW_KEY, how="anti")
     firsts = (
-        bronze.join(rest.select("identity").unique(), on="identity", how="semi")
+        pl.concat([before, bronze.select(known)])
+        .join(rest.select("identity").unique(), on="identity", how="semi")
         .sort(ORDER)
         .group_by("identity", maintain_order=True)
         .agg(pl.col(*RAW_KEY, "measured").first())
     )
-    first_kept = firsts.join(kept.filter(~pl.col("is_conflict")), on=RAW_KEY, how="semi")
+    accepted = kept.filter(~pl.col("is_conflict")).unique(RAW_KEY)
+    first_kept = firsts.join(pl.concat([accepted.select(RAW_KEY), before.select(RAW_KEY)]), on=RAW_KEY, how="semi")
     copies = rest.join(first_kept.select("identity", "measured"), on=["identity", "measured"], how="semi")
     lost = rest.join(copies, on=RAW_KEY, how="anti")
 
-    accepted = kept.filter(~pl.col("is_conflict")).unique(RAW_KEY)
-    again = accepted.filter(pl.col("identity").is_duplicated()).join(
-        bronze.select(*RAW_KEY, *ORDER), on=RAW_KEY, how="left"
+    ordered = accepted.join(bronze.select(*RAW_KEY, *ORDER), on=RAW_KEY, how="left")
+    again = pl.concat([before.select(*known[:1], *known[2:]), ordered.select(*known[:1], *known[2:])])
+    not_first = (
+        again.filter(pl.col("identity").is_duplicated())
+        .sort(ORDER)
+        .filter(~pl.col("identity").is_first_distinct())
+        .join(ordered, on=RAW_KEY, how="semi")
     )
-    not_first = again.sort(ORDER).filter(~pl.col("identity").is_first_distinct())
     return Entry(
         step,
         counts={
@@ -260,9 +288,13 @@ _WHAT = {"identity": "sensor, event id or time", "measured": "value or unit as s
 def windows(step: str, before: pl.DataFrame, after: pl.DataFrame, counts: dict[str, int]) -> Entry:
     """Every window of one layer is in the next, once, with the same count.
 
-    before, after: WINDOW_KEY and `count`. A count that is too small is a gap, one that is too large a repeat.
+    before, after: WINDOW_KEY and `count`, and further figures that must be equal. A count that is too small is a
+    gap, one that is too large a repeat.
     """
-    keyed = after.group_by(WINDOW_KEY).agg(pl.col("count").sum(), pl.len().alias("rows"))
+    figures = [name for name in before.columns if name not in (*WINDOW_KEY, "count")]
+    keyed = after.group_by(WINDOW_KEY).agg(
+        pl.col("count").sum(), pl.len().alias("rows"), *(pl.col(name).first() for name in figures)
+    )
     both = before.join(keyed, on=WINDOW_KEY, how="full", coalesce=True, suffix="_found").sort(WINDOW_KEY)
     absent, unasked = pl.col("rows").is_null(), pl.col("count").is_null()
     fewer, more = pl.col("count_found") < pl.col("count"), pl.col("count_found") > pl.col("count")
@@ -271,6 +303,15 @@ def windows(step: str, before: pl.DataFrame, after: pl.DataFrame, counts: dict[s
         counts=counts,
         gaps=_window_findings(step, both.filter(absent | fewer)),
         repeats=_window_findings(step, both.filter((more | (pl.col("rows") > 1)) & ~unasked)),
+        changed=[
+            {**_window(step, row), "what": [name for name in figures if row[name] != row[f"{name}_found"]]}
+            for row in both.filter(
+                pl.col("count") == pl.col("count_found"),
+                pl.any_horizontal(
+                    *(pl.col(name) != pl.col(f"{name}_found") for name in figures), pl.lit(value=False)
+                ),
+            ).iter_rows(named=True)
+        ],
         extra=_window_findings(step, both.filter(unasked)),
     )
 
@@ -299,12 +340,15 @@ def ranges(step: str, keys: pl.DataFrame) -> list[Finding]:
 def _window_findings(step: str, rows: pl.DataFrame) -> list[Finding]:
     return [
         {
-            "step": step,
-            **{name: row[name] for name in WINDOW_KEY[:3]},
-            "window_start": row["window_start"].isoformat(),
+            **_window(step, row),
             "expected": row["count"] or 0,
             "found": row["count_found"] or 0,
             "rows": row["rows"] or 0,
         }
         for row in rows.iter_rows(named=True)
     ]
+
+
+def _window(step: str, row: dict[str, Any]) -> Finding:
+    start = {"window_start": row["window_start"].isoformat()}
+    return {"step": step, **{name: row[name] for name in WINDOW_KEY[:3]}, **start}

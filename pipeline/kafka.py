@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 RAW = "sensors.raw"
 READINGS = "sensors.readings"
 DEAD_LETTERS = "sensors.raw.dlq"
+REPLAYS = "sensors.raw.replays"
+"""Which dead letters were sent again: a message for each, in the transaction that did it."""
 ANOMALIES = "sensors.anomalies"
 WINDOWS = "sensors.windows"
 
@@ -49,6 +51,7 @@ TOPICS: tuple[Topic, ...] = (
     Topic(READINGS, 7 * _DAY_MS, 1 * _MIB, fixed_partitions=True),
     # A dead letter is a raw message and what was added to it: the largest has to fit, with room to spare.
     Topic(DEAD_LETTERS, 30 * _DAY_MS, 2 * _MIB, fixed_partitions=False),
+    Topic(REPLAYS, 30 * _DAY_MS, 1 * _MIB, fixed_partitions=False),  # each is younger than its dead letter
     Topic(ANOMALIES, 30 * _DAY_MS, 1 * _MIB, fixed_partitions=False),
     Topic(WINDOWS, 1 * _DAY_MS, 1 * _MIB, fixed_partitions=False),
 )
@@ -81,6 +84,11 @@ TRANSACTION_TIMEOUT_MS = 10_000
 
 TOKEN_S = 1.0
 """A client takes its first token in a poll, at once: longest wait for it."""
+
+
+def max_message_bytes(name: str) -> int:
+    """Of a message, as the topic is made."""
+    return next(definition.max_message_bytes for definition in TOPICS if definition.name == name)
 
 
 def topic(settings: Settings, name: str) -> str:
@@ -154,6 +162,17 @@ def _with_token(settings: Settings, made: Producer) -> Producer:
 def transactional(settings: Settings, stage: str) -> dict[str, Any]:
     """Producer configuration that makes this replica's transactions fence those of its predecessor."""
     return {"transactional.id": instance(settings, stage), "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS}
+
+
+def fencing_producer(settings: Settings, tool: str) -> Producer:
+    """The one transactional producer of a tool, whoever runs it: opened, it has ended what an earlier one had open,
+    and that one can commit nothing more.
+    """
+    names = {"transactional.id": settings.group(tool), "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS}
+    sink = producer(settings, **names)
+    with translated(settings, "open the transactional producer"):
+        sink.poll(0)  # connects: initialises the transactions
+    return sink
 
 
 def membership(settings: Settings, stage: str) -> dict[str, Any]:

@@ -38,6 +38,10 @@ UNKNOWN_FIELDS = Counter(
     "pipeline_unknown_fields", "Sampled raw messages with a field that the wire contract does not have", ["field"]
 )
 """Of a sample (pipeline/unknownfields.py): that it grows says that devices send the field, not how often."""
+DEAD_CEILING = Gauge(
+    "pipeline_dead_ceiling_passed", "1: too many raw messages of a window were dead letters (ingest.dead_ceiling)"
+)
+"""0 again after a whole window below the ceiling."""
 QUARANTINED = Counter("pipeline_quarantined", "Readings that break the Silver contract", ["rule"])
 ANOMALIES = Counter("pipeline_anomalies", "Readings flagged, once for each rule", ["rule"])
 

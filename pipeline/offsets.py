@@ -5,15 +5,22 @@ Topics are named without the prefix.
 
 import logging
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 
 from pipeline import kafka, metrics
 from pipeline.errors import HistoryMismatch
 from pipeline.kafka_errors import translated
+from pipeline.quix import Consumer
 from pipeline.settings import Settings
+from pipeline.spans import Range, Ranges
+
+_JUMP = 10_000
+"""Offsets that are rather read than jumped over."""
 
 log = logging.getLogger(__name__)
 
@@ -51,14 +58,20 @@ def check_group(settings: Settings, stage: str, name: str) -> None:
             tell_expired(settings, stage, name, partition, at, low[partition])
 
 
+BEGIN_ANEW = (
+    "Rows of the lake and progress of the stages are known by the offsets of a topic that is gone. Begin beside them:"
+    " set PIPELINE_KAFKA__TOPIC_PREFIX, PIPELINE_KAFKA__GROUP_PREFIX and PIPELINE_LAKE__URI to new names, then "
+    "`pipeline topics create`."
+)
+"""What to do where a topic was recreated."""
+
+
 def recreated(settings: Settings, stage: str, name: str, why: str) -> HistoryMismatch:
     """The stage's group has read another topic of that name; `why` says how that shows."""
     return HistoryMismatch(
         f"{kafka.topic(settings, name)} was recreated: it is not the one that group {settings.group(stage)} has "
         f"read, for it {why}.",
-        "Rows of the lake and progress of the stages are known by the offsets of a topic that is gone. Begin beside "
-        "them: set PIPELINE_KAFKA__TOPIC_PREFIX, PIPELINE_KAFKA__GROUP_PREFIX and PIPELINE_LAKE__URI to new names, "
-        "then `pipeline topics create`.",
+        BEGIN_ANEW,
     )
 
 
@@ -75,67 +88,106 @@ def tell_expired(settings: Settings, stage: str, name: str, partition: int, firs
     metrics.EXPIRED.labels(stage=stage, partition=str(partition)).inc(end - first)
 
 
+def at_time(settings: Settings, name: str, moment: datetime) -> dict[int, int]:
+    """Offset of the first message that the broker took at `moment` or after; where there is none, the end."""
+    ends = end_offsets(settings, name)
+    found = _offsets(settings, name, OffsetSpec.for_timestamp(round(moment.timestamp() * 1000)))
+    return {partition: offset if offset >= 0 else ends[partition] for partition, offset in found.items()}
+
+
 def drained(settings: Settings, name: str, positions: Mapping[int, int], targets: Mapping[int, int]) -> bool:
     """Whether no committed message is left in [position, target) of any partition.
 
     A position that is missing stands for the oldest message. Transactions leave gaps in the offsets, so only a look
     can tell. While a transaction that began before a target is open, the answer is False.
     """
-    return not any(
-        True for _ in _messages(settings, name, {p: (positions.get(p, 0), end) for p, end in targets.items()}, 1)
-    )
+    left = {partition: [(positions.get(partition, 0), end)] for partition, end in targets.items()}
+    return not any(True for _ in messages(settings, name, left, at_once=1))
 
 
-def count_messages(
-    settings: Settings, name: str, ranges: Mapping[int, Iterable[tuple[int, int]]]
-) -> dict[int, list[int]]:
-    """Offsets of the committed messages inside these half-open ranges, by partition, ascending."""
+def count_messages(settings: Settings, name: str, ranges: Ranges) -> dict[int, list[int]]:
+    """Offsets of the committed messages inside these ranges, by partition, ascending."""
     found: dict[int, list[int]] = {partition: [] for partition in ranges}
-    rounds = [list(each) for each in ranges.values()]
-    for turn in range(max(map(len, rounds), default=0)):
-        spans = {partition: each[turn] for partition, each in zip(ranges, rounds, strict=True) if turn < len(each)}
-        for partition, offset in _messages(settings, name, spans, 10_000):
-            if offset is not None:
-                found[partition].append(offset)
-    return {partition: sorted(offsets) for partition, offsets in found.items()}
+    for partition, message in messages(settings, name, ranges):
+        if message is not None:
+            found[partition].append(message.offset())
+    return found
 
 
-def _messages(
-    settings: Settings, name: str, spans: Mapping[int, tuple[int, int]], at_once: int
-) -> Iterator[tuple[int, int | None]]:
-    """(partition, offset) of the committed messages in the half-open spans; offset None where an open transaction
-    hides the rest of a span. Reads with a consumer of its own, in no group."""
+def messages(
+    settings: Settings, name: str, ranges: Ranges, at_once: int = 10_000
+) -> Iterator[tuple[int, Message | None]]:
+    """The committed messages in these ranges, each with its partition, whose offsets ascend; None in place of a
+    message where an open transaction hides the rest of a partition's ranges. Reads with a consumer in no group.
+    """
     full_name = kafka.topic(settings, name)
-    left = {partition: end for partition, (start, end) in spans.items() if start < end}
-    if not left:
+    cursors = {partition: cursor for partition, each in ranges.items() if (cursor := _Cursor(each)).left}
+    if not cursors:
         return
     extra = {"enable.partition.eof": True, "queued.min.messages": at_once, "fetch.wait.max.ms": 50}
     with (
         translated(settings, f"read {full_name}"),
         kafka.consumer(settings, settings.group("look"), **extra) as reader,
     ):
-        reader.assign([TopicPartition(full_name, partition, spans[partition][0]) for partition in left])
-        heard = time.monotonic()
-        while left:
-            messages = reader.consume(at_once, 0.05)
-            if messages:
-                heard = time.monotonic()
-            elif time.monotonic() - heard > settings.kafka.timeout_s:
-                raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "no answer to a fetch"))
-            for message in messages:
-                partition, offset = message.partition(), message.offset()
-                error = message.error()
-                if error is not None and error.code() != KafkaError._PARTITION_EOF:
-                    raise KafkaException(error)
-                if partition not in left:
+        reader.assign([TopicPartition(full_name, partition, each.at) for partition, each in cursors.items()])
+        for read in _fetched(reader, at_once, settings.kafka.timeout_s):
+            for message in read:
+                partition = message.partition()
+                if partition not in cursors:
                     continue
-                if error is None and offset < left[partition]:
-                    yield partition, offset
-                elif error is not None and offset < left[partition]:
-                    del left[partition]
-                    yield partition, None
-                else:
-                    del left[partition]
+                if message.error() is not None:  # the end of what is committed
+                    if message.offset() < cursors.pop(partition).end:
+                        yield partition, None
+                elif cursors[partition].take(message.offset()):
+                    yield partition, message
+                elif not cursors[partition].left:
+                    del cursors[partition]
+            for partition, each in cursors.items():
+                if each.jumps():
+                    reader.seek(TopicPartition(full_name, partition, each.at))
+            if not cursors:
+                return
+
+
+def _fetched(reader: Consumer, at_once: int, timeout_s: float) -> Iterator[list[Message]]:
+    """What comes, messages and ends of partitions, for as long as something comes."""
+    heard = time.monotonic()
+    while True:
+        read: list[Message] = reader.consume(at_once, 0.05)
+        if read:
+            heard = time.monotonic()
+        elif time.monotonic() - heard > timeout_s:
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "no answer to a fetch"))
+        for message in read:
+            error = message.error()
+            if error is not None and error.code() != KafkaError._PARTITION_EOF:
+                raise KafkaException(error)
+        yield read
+
+
+class _Cursor:
+    """A partition's way through its ranges: `at` is the offset to read next, `left` the ranges not yet passed."""
+
+    def __init__(self, ranges: Iterable[Range]) -> None:
+        self.left = deque(sorted((start, end) for start, end in ranges if start < end))
+        self.at = self.left[0][0] if self.left else 0
+        self.end = self.left[-1][1] if self.left else 0
+
+    def take(self, offset: int) -> bool:
+        """Is the message at this offset wanted? What was read before a jump over it comes again, and is not."""
+        if offset < self.at:
+            return False
+        self.at = offset + 1
+        while self.left and self.left[0][1] <= offset:
+            self.left.popleft()
+        return bool(self.left) and self.left[0][0] <= offset
+
+    def jumps(self) -> bool:
+        """Is the next range so far away that it is better sought than read up to? Then `at` is its beginning."""
+        if self.left[0][0] - self.at <= _JUMP:
+            return False
+        self.at = self.left[0][0]
+        return True
 
 
 def _offsets(settings: Settings, name: str, spec: OffsetSpec) -> dict[int, int]:

@@ -82,6 +82,11 @@ class Ingest(_Group):
     max_messages: PositiveInt = Field(20_000, description="Raw messages in one transaction, at most")
     linger_s: PositiveFloat = Field(0.05, description="Longest wait for more of them after a first")
     clock_skew_s: float = Field(300.0, ge=0, description="How far in the future an event time may be")
+    dead_ceiling: float = Field(
+        0.2, ge=0, le=1, description="Share of dead letters in a window that raises the alert"
+    )
+    dead_window: PositiveInt = Field(10_000, description="Raw messages in a window, one window after the other")
+    strict: bool = Field(False, description="Stop above the ceiling, before the batch that passes it is committed")
 
 
 class Bronze(_Group):

@@ -131,6 +131,12 @@ class StateStore:
             return None
         return Snapshot(manifest, {bucket: value for bucket, value in values.items() if value is not None}, outbox)
 
+    def outbox(self, version: int, attempt: int) -> bytes | None:
+        """The outbox alone of a version; None where its object is missing or damaged."""
+        name = _name(version, attempt)
+        header, body = _parts(self._read(name))
+        return _taken({name: body}, _manifest(name, header).outbox) if header else None
+
     def drop(self, names: frozenset[str]) -> None:
         """Delete these objects, where they are still there."""
         with translated(f"delete old states below {self._root}"):

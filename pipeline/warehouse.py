@@ -110,11 +110,12 @@ class Warehouse:
         with self.transaction() as cursor:
             return shown(cursor, fact)
 
-    def row_counts(self, fact: Fact) -> tuple[Loaded | None, pl.DataFrame]:
-        """Key and `count` (int64) of every row, and the version of Gold that they are of, as one snapshot."""
+    def row_counts(self, fact: Fact, first: object = None, last: object = None) -> tuple[Loaded | None, pl.DataFrame]:
+        """Key and `count` (int64) of every row, or of those of the windows from `first` to `last`, and the version of
+        Gold that they are of, as one snapshot."""
         columns = [*fact.table.key, "count"]
         with self.snapshot() as cursor:
-            return shown(cursor, fact), _frame(cursor, fact, columns)
+            return shown(cursor, fact), _frame(cursor, fact, columns, first, last)
 
     def checksums(self, fact: Fact) -> tuple[Loaded | None, pl.DataFrame]:
         """Of every window: `window`, in order, `rows` (int64) and `checksum` (uint64, see pipeline.checksum), and the

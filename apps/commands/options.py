@@ -1,6 +1,8 @@
 """What the commands share: their settings, and options that mean the same everywhere."""
 
+import re
 import sys
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,6 +12,25 @@ if TYPE_CHECKING:
 
 UntilCaughtUp = Annotated[bool, typer.Option("--until-caught-up", help="Work on what is there, then exit.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+Wait = Annotated[float, typer.Option(min=0, help="Seconds to wait for the stages to reach a cut taken now.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def moment(text: str) -> datetime:
+    """A point in time, UTC: ISO 8601 (`2026-01-31`, `2026-01-31T12:00:00Z`), or so long ago (`90m`, `2h`, `1d`)."""
+    if ago := re.fullmatch(r"(\d+)([smhd])", text):
+        return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+    try:
+        told = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{text!r}: write e.g. 2026-01-31T12:00:00Z, or 90m, 2h, 1d for so long ago"
+        ) from error
+    return told.astimezone(UTC) if told.tzinfo else told.replace(tzinfo=UTC)
+
 
 DEBUG = "--debug" in sys.argv[1:]
 """It may stand after any command."""

@@ -12,18 +12,6 @@ app = typer.Typer()
 
 
 @app.command()
-def reconcile(
-    wait: Annotated[float, typer.Option(help="Seconds to wait for the stages to reach a cut taken now.")] = 30.0,
-    as_json: Json = False,
-) -> None:
-    """Prove that every reading is where it belongs. Exit 0: balanced, 1: not, 2: cannot tell."""
-    settings = tool_settings("reconcile")
-    from apps.reconcile import run
-
-    raise typer.Exit(run(settings, wait_s=wait, as_json=as_json))
-
-
-@app.command()
 def doctor(as_json: Json = False) -> None:
     """Check every part and say what to do. Exit 0: all well, 1: not.
 

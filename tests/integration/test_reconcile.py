@@ -25,9 +25,11 @@ from contracts.tables import (
 from contracts.warehouse import FACTS
 from pipeline import kafka
 from pipeline.lake import Lake, append
+from pipeline.outbox import Outbox
 from pipeline.plan import EVERYTHING, Loaded
 from pipeline.settings import Kafka, Settings
 from pipeline.sink import app_id
+from pipeline.statestore import StateStore
 from pipeline.warehouse import Job, Warehouse
 
 pytestmark = [pytest.mark.kafka, pytest.mark.s3, pytest.mark.postgres]
@@ -93,14 +95,27 @@ def gold(rows: list[dict[str, Any]]) -> pl.DataFrame:
     for row in rows:
         start = row["timestamp"] - timedelta(minutes=row["timestamp"].minute % 5)
         counts[start] = counts.get(start, 0) + 1
-    figures = dict.fromkeys(["avg", "min", "max", "p50", "p95", "p99", "sum"], 1.0) | {"std": None, "m2": 0.0}
+    values: dict[datetime, list[float]] = {}
+    for row in rows:
+        values.setdefault(row["timestamp"] - timedelta(minutes=row["timestamp"].minute % 5), []).append(row["value"])
     other: dict[str, Any] = dict.fromkeys(["health_pct", "expected_count", "reported_count"])
     key = {"sensor_id": "s1", "sensor_type": "temperature", "location": "hall\x00 1"}
     more = {"anomaly_count": 0, "event_date": NOON.date()}
     return frame(
         GOLD_SENSOR_5MIN,
         [
-            {**key, **figures, **other, **more, "window_start": start, "count": count}
+            {
+                **key,
+                **other,
+                **more,
+                "window_start": start,
+                "count": count,
+                **dict.fromkeys(["avg", "max", "p50", "p95", "p99"], max(values[start])),
+                "min": min(values[start]),
+                "sum": sum(values[start]),
+                "std": None,
+                "m2": 0.0,
+            }
             for start, count in counts.items()
         ],
     )
@@ -140,6 +155,9 @@ class Layers:
 
     def add(self, table: Table, rows: pl.DataFrame, **versions: int) -> None:
         append(self.lake.ensure(table), table, rows, versions)
+
+    def read(self, table: Table) -> pl.DataFrame:
+        return pl.scan_delta(self.open(table)).collect()
 
     def topic_progress(self, name: str, offset: int) -> dict[str, int]:
         return {app_id(kafka.topic(self.settings, name), 0): offset}
@@ -202,6 +220,12 @@ def test_layers_that_agree_balance(layers: Layers, capsys: pytest.CaptureFixture
     assert report["in_flight"] == 0
 
 
+def spoil_a_value_of_bronze(layers: Layers) -> None:
+    """A change of a row is none of Silver's business: it takes what is added, and covers the version."""
+    layers.open(BRONZE_READINGS).update(updates={"value": "99.5"}, predicate="raw_offset = 2")
+    layers.add(SILVER_READINGS, silver([]), bronze=layers.version(BRONZE_READINGS))
+
+
 def drop(layers: Layers, table: Table, where: str) -> None:
     layers.open(table).delete(where)
 
@@ -214,6 +238,33 @@ def drop(layers: Layers, table: Table, where: str) -> None:
             "gaps",
             {"step": "raw -> bronze", "partition": 0, "from": 5, "to": 5, "count": 1},
             id="a row of Bronze is gone",
+        ),
+        pytest.param(
+            lambda layers: layers.add(BRONZE_READINGS, frame(BRONZE_READINGS, [reading(5)])),
+            "repeats",
+            {"step": "raw -> bronze", "partition": 0, "offset": 5, "places": ["readings", "readings"]},
+            id="a row of Bronze is doubled",
+        ),
+        pytest.param(
+            spoil_a_value_of_bronze,
+            "changed",
+            {"step": "bronze -> silver", "partition": 0, "offset": 2, "what": ["value or unit as sent"]},
+            id="a value of Bronze was changed",
+        ),
+        pytest.param(
+            lambda layers: layers.open(GOLD_SENSOR_5MIN).update(
+                updates={"min": "0.5"}, predicate="window_start = '2024-05-01T12:00:00Z'"
+            ),
+            "changed",
+            {
+                "step": "silver -> gold",
+                "sensor_id": "s1",
+                "sensor_type": "temperature",
+                "location": "hall\x00 1",
+                "window_start": "2024-05-01T12:00:00+00:00",
+                "what": ["min"],
+            },
+            id="a value of Gold was changed",
         ),
         pytest.param(
             lambda layers: layers.add(BRONZE_READINGS, frame(BRONZE_READINGS, [reading(10)])),
@@ -260,6 +311,74 @@ def test_a_fault_is_named(layers: Layers, spoil: Callable[[Layers], None], fault
     books = reconcile(layers.settings)
     assert books.exit_code == 1
     assert found in books.to_dict()[fault]
+
+
+def outbox(layers: Layers, rows: list[dict[str, Any]]) -> None:
+    """What a Silver leaves that dies between its two commits, the quarantine's never made."""
+    quarantined = [{**row, **LINEAGE, "rule": "conflict", "detail": "d"} for row in rows]
+    version = layers.version(BRONZE_READINGS)
+    store = StateStore(layers.lake.files(), layers.lake.uri("_state/silver"))
+    manifest = store.put(version, 1, {}, Outbox(frame(SILVER_QUARANTINE, quarantined)).to_bytes(), None)
+    layers.add(SILVER_READINGS, silver([]), bronze=version, state=manifest.attempt)
+
+
+def test_quarantined_rows_that_silver_left_in_its_outbox_are_no_gap(layers: Layers) -> None:
+    row = {**reading(11, event=5, value=-9.0), "batch_offset": 2}
+    layers.send(1)
+    layers.written(kafka.READINGS, 1)
+    layers.ingested(12)
+    layers.add(BRONZE_READINGS, frame(BRONZE_READINGS, [row]), **layers.topic_progress(kafka.READINGS, 2))
+    outbox(layers, [row])
+    entry = next(entry for entry in reconcile(layers.settings).entries if entry.step == "bronze -> silver")
+    assert (entry.balanced, entry.told, entry.counts["quarantine"]) == (True, True, 2)
+    files = layers.lake.files()
+    files.rm(layers.lake.uri("_state"), recursive=True)
+    entry = next(entry for entry in reconcile(layers.settings).entries if entry.step == "bronze -> silver")
+    assert (entry.balanced, entry.told) == (True, False)
+    assert "start `pipeline silver`" in entry.unknown[0]
+
+
+def test_since_a_time_only_what_came_from_then_on_is_judged(layers: Layers) -> None:
+    """Faults before it, and files that are gone, do not matter; copies of what was before it are known as such."""
+    old = [
+        add["path"]
+        for add in layers.open(BRONZE_READINGS).get_add_actions(flatten=True).to_struct_array().to_pylist()
+    ]
+    since = datetime.now(UTC)
+    layers.send(3)
+    layers.written(kafka.READINGS, 1)
+    layers.ingested(14)
+    new = [
+        {**reading(11), "raw_timestamp": since + timedelta(seconds=1), "batch_offset": 2},
+        {**reading(12, event=3), "raw_timestamp": since + timedelta(seconds=1), "batch_offset": 2},
+    ]
+    for row in new:
+        row |= {"ingested_at": since, "ingest_date": since.date()}
+    layers.add(BRONZE_READINGS, frame(BRONZE_READINGS, new), **layers.topic_progress(kafka.READINGS, 2))
+    layers.add(SILVER_READINGS, silver(new[:1]), bronze=layers.version(BRONZE_READINGS))
+    drop(layers, SILVER_READINGS, "raw_offset = 6")
+    layers.add(GOLD_SENSOR_5MIN, gold(new[:1]), silver=layers.version(SILVER_READINGS))
+    layers.load(layers.read(GOLD_SENSOR_5MIN))
+    assert reconcile(layers.settings).exit_code == 1
+    for path in old:
+        layers.lake.files().rm(layers.lake.uri(f"bronze/readings/{path}"))
+    found = reconcile(layers.settings, since=since).to_dict()
+    assert found["gaps"] == [{"step": "raw -> bronze", "partition": 0, "from": 13, "to": 13, "count": 1}]
+    assert {name: found[name] for name in ("raw", "bronze", "silver", "duplicates", "gold", "warehouse")} == {
+        "raw": 3, "bronze": 2, "silver": 1, "duplicates": 1, "gold": 1, "warehouse": 1
+    }  # fmt: skip
+    assert found["unknown"] == found["repeats"] == found["changed"] == found["extra"] == []
+
+
+def test_what_expired_since_a_time_is_not_passed_over(layers: Layers) -> None:
+    """Kafka begins after it: which of the offsets that are gone came since then, only Bronze can tell."""
+    layers.send(4)
+    layers.expire(13)
+    layers.ingested(15)
+    rows = [{**reading(offset), "raw_timestamp": NOON + timedelta(hours=1)} for offset in (13, 14)]
+    layers.add(BRONZE_READINGS, frame(BRONZE_READINGS, rows))
+    entry = reconcile(layers.settings, since=NOON + timedelta(seconds=1)).entries[0]
+    assert entry.unknown == ["partition 0: offsets 11 to 12 are in no table and have expired in Kafka"]
 
 
 def test_a_missing_window_of_gold_is_named(layers: Layers) -> None:

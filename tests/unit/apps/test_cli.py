@@ -64,6 +64,10 @@ def test_the_version_is_the_packages() -> None:
         pytest.param(["ingest", "--nothing"], "No such option", id="unknown option"),
         pytest.param(["simulate", "--map", "timestamp"], "write it as in --map timestamp=ts", id="half a mapping"),
         pytest.param(["query"], "Missing argument", id="missing argument"),
+        pytest.param(["reconcile", "--dry-run"], "goes with --repair", id="nothing to try"),
+        pytest.param(["reconcile", "--since", "yesterday"], "2026-01-31T12:00:00Z", id="no time"),
+        pytest.param(["backfill", "--offsets", "9-1"], "FIRST-LAST", id="offsets backwards"),
+        pytest.param(["dlq", "replay"], "Missing option", id="missing option"),
     ],
 )
 def test_a_wrong_command_line_exits_2_and_says_what_is_wrong(arguments: list[str], told: str) -> None:

@@ -142,6 +142,16 @@ def test_a_missing_row_is_a_duplicate_only_if_it_equals_the_first(row: Row) -> N
     assert entry.counts["duplicates"] == 0
 
 
+def test_a_copy_of_what_was_accepted_before_the_scope_is_a_duplicate_and_must_not_be_kept() -> None:
+    before, scope = narrow(FIRST), [reading(20, event="e3"), reading(21), reading(22, event="e5", value=9.0)]
+    nothing = narrow([], is_conflict=False)
+    entry = bronze_against_silver(narrow(scope), narrow(scope[1:2], is_late=False), nothing, before)
+    assert entry.counts["duplicates"] == 1
+    assert [gap["from"] for gap in entry.gaps] == [22], "another value than the first had"
+    kept = bronze_against_silver(narrow(scope[:2]), narrow(scope[:2], is_late=False), nothing, before)
+    assert [each["offset"] for each in kept.repeats] == [20]
+
+
 def test_a_copy_of_a_conflict_is_not_a_duplicate() -> None:
     entry = compared([*BRONZE, reading(10, event="e4", value=-1.0)], FIRST, [], [CONFLICT])
     assert [gap["from"] for gap in entry.gaps] == [10]
@@ -183,7 +193,7 @@ def test_holes_are_the_offsets_without_a_row(
 
 
 def first_entry(readings: pl.DataFrame, dead: pl.DataFrame, **other: Any) -> Entry:
-    told: dict[str, Any] = {"cut": {0: 4}, "ends": {0: 4}, "missing": {}, "expired": {}}
+    told: dict[str, Any] = {"cut": {0: 4}, "ends": {0: 4}, "holes": {}, "lows": {}, "missing": {}}
     return raw_against_bronze(readings, dead, **told | other)
 
 
@@ -217,10 +227,25 @@ def test_a_row_beyond_the_topics_end_has_no_source() -> None:
 
 
 def test_expired_offsets_cannot_be_told() -> None:
-    entry = first_entry(keys((0, 0), (0, 3)), keys(), expired={0: [(1, 3)]})
+    entry = first_entry(keys((0, 0), (0, 3)), keys(), holes={0: [(1, 3)]}, lows={0: 3})
     assert entry.balanced
     assert not entry.told
     assert "offsets 1 to 2" in entry.unknown[0]
+
+
+def test_what_is_no_row_is_told_apart_by_partition() -> None:
+    """Of ten offsets without a row: three have expired, one holds a message, the others are markers."""
+    entry = first_entry(
+        keys((0, 0), (1, 7)), keys((0, 12)), cut={0: 13, 1: 8}, ends={0: 13, 1: 8},
+        holes={0: [(1, 8), (9, 12)], 1: []}, lows={0: 4, 1: 0}, missing={0: [10]},
+    )  # fmt: skip
+    shared = {"expired": 0, "markers": 0, "gaps": 0, "dead": 0}
+    assert entry.partitions == [
+        shared
+        | {"partition": 0, "low": 4, "cut": 13, "readings": 1, "dead": 1, "gaps": 1, "markers": 6, "expired": 3},
+        shared | {"partition": 1, "low": 0, "cut": 8, "readings": 1},
+    ]
+    assert [gap["from"] for gap in entry.gaps] == [10]
 
 
 def window(minute: int, count: int, sensor: str = "s1") -> Row:
@@ -246,6 +271,14 @@ def test_each_fault_of_windows_is_named(after: list[Row], fault: str, found: lis
     named = [(each["sensor_id"], each["expected"], each["found"]) for each in getattr(entry, fault)]
     assert named == found
     assert sum(len(getattr(entry, other)) for other in ("gaps", "repeats", "extra")) == 1
+
+
+def test_a_figure_of_a_window_that_differs_is_named() -> None:
+    before = [row | {"min": 1.0, "max": 2.0} for row in GOLD]
+    after = [row | {"min": 1.0, "max": 2.0 + (row["sensor_id"] == "s2")} for row in GOLD]
+    entry = windows("silver -> gold", pl.DataFrame(before), pl.DataFrame(after), {})
+    assert [(each["sensor_id"], each["what"]) for each in entry.changed] == [("s2", ["max"])]
+    assert [entry.gaps, entry.repeats, entry.extra] == [[], [], []]
 
 
 def test_equal_windows_balance_in_any_order() -> None:
