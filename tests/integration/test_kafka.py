@@ -16,7 +16,7 @@ from tests.services import EMBEDDED, choose_broker, unique
 
 pytestmark = pytest.mark.kafka
 
-ALL = [broker.RAW, broker.READINGS, broker.DEAD_LETTERS, broker.ANOMALIES, broker.WINDOWS]
+ALL = [broker.RAW, broker.READINGS, broker.DEAD_LETTERS, broker.REPLAYS, broker.ANOMALIES, broker.WINDOWS]
 
 
 @pytest.fixture
