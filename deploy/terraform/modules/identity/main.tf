@@ -45,7 +45,9 @@ locals {
       warehouse   = true
     }
     monitor = {
-      asks       = ["sensors.raw", "sensors.readings", "sensors.raw.dlq", "sensors.anomalies", "sensors.windows"]
+      asks = [
+        "sensors.raw", "sensors.readings", "sensors.raw.dlq", "sensors.raw.replays", "sensors.anomalies", "sensors.windows",
+      ]
       lake_reads = ["bronze", "silver", "gold"]
       warehouse  = true
     }
