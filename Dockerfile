@@ -12,6 +12,13 @@ RUN python3 -m venv /opt/venv \
 COPY contracts ./contracts
 COPY pipeline ./pipeline
 COPY apps ./apps
+COPY pyproject.toml ./
+# What `pip install` would note of the package, without the tools that build one: the version is read from there.
+RUN /opt/venv/bin/python -c "import pathlib, tomllib; project = tomllib.loads(pathlib.Path('pyproject.toml').read_text())['project']; \
+name, version = project['name'], project['version']; \
+folder = pathlib.Path(name.replace('-', '_') + f'-{version}.dist-info'); folder.mkdir(); \
+(folder / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n')" \
+    && rm pyproject.toml
 # Byte code, since nothing can be written later. The scoring loop is compiled for any x86-64 or arm64, not for the
 # builder's processor, so that what is compiled here is taken everywhere, and scores are the same to the last digit.
 ENV PYTHONPATH=/app NUMBA_CPU_NAME=generic NUMBA_CACHE_DIR=/opt/numba
