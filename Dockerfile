@@ -25,7 +25,7 @@ ENV PYTHONPATH=/app NUMBA_CPU_NAME=generic NUMBA_CACHE_DIR=/opt/numba
 RUN /opt/venv/bin/python -m compileall -q /app \
     && /opt/venv/bin/python -c "from contracts.registry import load_registry; from pipeline import refine, settings; \
 refine.prepare(load_registry(None), settings.Detection())"
-COPY --chmod=755 deploy/image/pipeline /opt/venv/bin/pipeline
+COPY deploy/image/pipeline /opt/venv/bin/pipeline
 
 FROM ${BASE_IMAGE}
 LABEL org.opencontainers.image.title="iot-stream-pipeline" \
