@@ -5,7 +5,7 @@ cut, and then compares the two at exactly the version that is covered, so that a
 beginning (`since`) it judges only what the broker took from then on: files without such rows are not read.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from datetime import datetime
@@ -13,7 +13,7 @@ from datetime import datetime
 import polars as pl
 from deltalake import DeltaTable
 
-from apps.keeping import CLOCKS, KEEPS, Deadline, behind_of, collect, kept, places
+from apps.keeping import CLOCKS, KEEPS, Deadline, behind_of, collect, first_offsets, kept, places
 from contracts.tables import (
     BRONZE_READINGS,
     GOLD_SENSOR_5MIN,
@@ -71,7 +71,7 @@ class Audit:
         if behind:
             return Entry(STEPS[0], {}, unknown=list(behind), in_flight=unread + sum(behind.values()))
         lows = offsets.low_offsets(settings, kafka.RAW)
-        start = {} if self._since is None else self._first(opened.values(), self._since, lows)
+        start = {} if self._since is None else first_offsets(settings, opened.values(), self._since)
         judged = {partition: [(offset, _EVER)] for partition, offset in start.items()} or None
         readings, dead = (places(opened[table], judged, self._since) for table in KEEPS.values())
         holes = books.holes(pl.concat([readings, dead]), start, cut)
@@ -85,18 +85,6 @@ class Audit:
             missing=offsets.count_messages(settings, kafka.RAW, clipped(holes, above=lows)),
         )
         return replace(entry, in_flight=unread)
-
-    def _first(self, tables: Iterable[DeltaTable], since: datetime, lows: Mapping[int, int]) -> dict[int, int]:
-        """The first raw offset that the broker took from `since` on. Where Kafka no longer has the message before it,
-        it is the one after the last row from before, so that what expired in between is not passed over."""
-        first = offsets.at_time(self._settings, kafka.RAW, since)
-        unsure = [partition for partition, offset in first.items() if 0 < offset <= lows[partition]]
-        if not unsure:
-            return first
-        before = pl.col("raw_partition").is_in(unsure) & (pl.col("raw_timestamp") < since)
-        last = pl.concat([collect(scan(each).filter(before).select(books.RAW_KEY)) for each in tables])
-        known = dict(last.group_by("raw_partition").agg(pl.col("raw_offset").max() + 1).iter_rows())
-        return first | {partition: min(known.get(partition, 0), first[partition]) for partition in unsure}
 
     def silver(self) -> Entry:
         """Silver and its quarantine, which follows it with a commit of its own, at one version of Bronze."""

@@ -19,7 +19,7 @@ import typer
 from confluent_kafka import Message
 
 from apps.ingest import aborting, produce, translate
-from apps.keeping import KEEPS, Deadline, kept, places
+from apps.keeping import KEEPS, Deadline, first_offsets, kept, places
 from apps.progress import progress
 from contracts.registry import load_registry
 from pipeline import books, kafka, kafka_errors, offsets, spans
@@ -88,7 +88,9 @@ def asked(
     ends = offsets.end_offsets(settings, kafka.RAW)
     if partition is not None and partition not in ends:
         raise BadInput(f"{kafka.topic(settings, kafka.RAW)} has no partition {partition}, only 0 to {max(ends)}.")
-    starts = offsets.at_time(settings, kafka.RAW, from_time) if from_time else dict.fromkeys(ends, 0)
+    starts = dict.fromkeys(ends, 0)
+    if from_time is not None:
+        starts = first_offsets(settings, map(Lake(settings.lake).open, KEEPS.values()), from_time)
     stops = offsets.at_time(settings, kafka.RAW, to_time) if to_time else ends
     return {each: [between or (starts[each], stops[each])] for each in ends if partition is None or each == partition}
 

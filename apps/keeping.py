@@ -1,7 +1,7 @@
 """What Bronze keeps of the two topics that a raw message may go on to, asked by tools beside the running stages."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import TypeVar
 
@@ -86,6 +86,21 @@ def places(table: DeltaTable, within: Ranges | None = None, since: datetime | No
     if since is not None:
         rows = rows.filter(pl.col("ingest_date") >= (since - CLOCKS).date())
     return collect(rows.select(books.RAW_KEY))
+
+
+def first_offsets(settings: Settings, tables: Iterable[DeltaTable], since: datetime) -> dict[int, int]:
+    """The first raw offset that the broker took from `since` on, by partition. Where Kafka no longer has the message
+    before it, it is the one after the last row of Bronze's tables from before, so that what expired in between is not
+    passed over: they are asked only then, and in whole.
+    """
+    first, lows = offsets.at_time(settings, kafka.RAW, since), offsets.low_offsets(settings, kafka.RAW)
+    unsure = [partition for partition, offset in first.items() if 0 < offset <= lows[partition]]
+    if not unsure:
+        return first
+    before = pl.col("raw_partition").is_in(unsure) & (pl.col("raw_timestamp") < since)
+    last = pl.concat([collect(scan(each).filter(before).select(books.RAW_KEY)) for each in tables])
+    known = dict(last.group_by("raw_partition").agg(pl.col("raw_offset").max() + 1).iter_rows())
+    return first | {partition: min(known.get(partition, 0), first[partition]) for partition in unsure}
 
 
 def collect(frame: pl.LazyFrame) -> pl.DataFrame:

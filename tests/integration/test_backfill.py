@@ -8,15 +8,17 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
+from typer.testing import CliRunner
 
 from apps import backfill, bronze, ingest, reconcile
+from apps.cli import app
 from contracts.tables import BRONZE_DEAD_LETTERS, BRONZE_READINGS
 from pipeline import kafka, offsets
 from pipeline.errors import BadInput, Conflict, Unreachable
 from pipeline.lake import Lake
-from pipeline.settings import Settings
+from pipeline.settings import Settings, environment
 from tests.services import EMBEDDED, choose_broker, unique
 
 pytestmark = [
@@ -164,19 +166,23 @@ def test_the_range_is_told_by_times_or_by_offsets(settings: Settings) -> None:
             ranges(**wrong)
 
 
-def test_what_has_expired_is_named_and_not_repaired(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_has_expired_is_named_and_not_repaired(settings: Settings) -> None:
     kafka.create_topics(settings)
     send(settings, 100)
     ingest.run(settings, until_caught_up=True)
     bronze.run(settings, until_caught_up=True)
     Lake(settings.lake).open(BRONZE_READINGS).delete("raw_partition = 1 and raw_offset in (2, 3, 20)")
     admin = AdminClient(kafka.client(settings))
-    from confluent_kafka import TopicPartition
-
     place = TopicPartition(kafka.topic(settings, kafka.RAW), 1, 10)
     admin.delete_records([place])[place].result(10)
-    lost = {"from_time": None, "to_time": None, "partition": 1, "between": None}
-    assert backfill.run(settings, **lost, wait_s=5, dry_run=False) == 2  # type: ignore[arg-type]
-    shown = capsys.readouterr().out
+
+    def told(*arguments: str) -> str:
+        ended = CliRunner().invoke(app, ["backfill", *arguments, "--wait", "5"], env=environment(settings))
+        assert ended.exit_code == 2, ended.output
+        return ended.output
+
+    assert "Would publish 1 readings and 0 dead letters" in told("--from-time", "2020-01-01", "--dry-run")
+    assert "Published 0 readings and 0 dead letters" in told("--partition", "1", "--offsets", "0-19")
+    shown = told("--partition", "1")
     assert "Published 1 readings and 0 dead letters" in shown
     assert "partition 1: offsets 2 to 3 are in no table and have expired" in shown

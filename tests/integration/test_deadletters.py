@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Message, Producer
+from typer.testing import CliRunner
 
 from apps import deadletters, ingest
+from apps.cli import app
 from contracts.registry import SHIPPED
 from pipeline import kafka, offsets
 from pipeline import settings as config
 from pipeline.deadletters import again
 from pipeline.errors import BadInput, Conflict, TerminalError
-from pipeline.settings import Settings
+from pipeline.settings import Settings, environment
 from tests.services import EMBEDDED, choose_broker, unique
 
 pytestmark = [
@@ -193,6 +195,26 @@ def test_letters_are_shown_and_exported_with_all_their_bytes(
     assert list(tmp_path.iterdir()) == [file]
     with pytest.raises(BadInput, match="Cannot write"):
         deadletters.export(settings, tmp_path / "none" / "letters.jsonl", [], None)
+
+
+def test_the_commands_say_and_do_it(settings: Settings, tmp_path: Path) -> None:
+    send(settings)
+    ingest.run(settings, until_caught_up=True)
+
+    def told(*arguments: str) -> str:
+        ended = CliRunner().invoke(app, ["dlq", *arguments], env=environment(settings))
+        assert ended.exit_code == 0, ended.output
+        return ended.output
+
+    groups = json.loads(told("list", "--since", "1h", "--json"))["groups"]
+    assert sum(group["letters"] for group in groups) == 50
+    assert "50 dead letters." in told("list")
+    assert "Wrote 10 dead letters" in told("export", str(tmp_path / "letters.jsonl"), "--reason", "not_utf8")
+    place = json.loads((tmp_path / "letters.jsonl").read_text().splitlines()[0])
+    assert "reason: not_utf8" in told("show", f"{place['partition']}-{place['offset']}")
+    assert "Would replay 10 dead letters" in told("replay", "--reason", "not_utf8", "--since", "1h", "--dry-run")
+    assert "Replayed 10 dead letters" in told("replay", "--reason", "not_utf8")
+    assert "Replayed 0 dead letters. Passed over: 10" in told("replay", "--reason", "not_utf8")
 
 
 def test_a_strict_ingest_stops_before_the_batch_that_passes_the_ceiling(settings: Settings, tmp_path: Path) -> None:
