@@ -1,6 +1,6 @@
 # Needs python3 (3.11 or newer) and make; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types audit requirements check-requirements bench bench-detect bench-latency parity \
+.PHONY: help setup demo test lint format types audit requirements check-requirements bench bench-validation bench-detect bench-latency parity \
 	eval faults up down image check-image check-deploy check-terraform clean
 
 PYTHON ?= python3
@@ -76,6 +76,9 @@ faults: setup ## Faults, seeded, against a whole pipeline, and an audit (FAULT_S
 
 eval: setup ## How well anomalies are found, on labelled data (ARGS="--grid": how the defaults were chosen)
 	@$(BIN)/python -m benchmarks.detection $(ARGS)
+
+bench-validation: setup ## What checking against the contracts costs a Silver cycle
+	@$(BIN)/python -m benchmarks.validation $(ARGS)
 
 up: ## Everything in containers (Docker with Compose; .env from .env.example), until rows are in Gold
 	@test -f .env || { echo "Copy .env.example to .env and choose passwords."; exit 2; }

@@ -17,6 +17,7 @@ from apps.commands import (
     dlq,
     evaluation,
     lake,
+    quality,
     quarantine,
     rebuild,
     registry,
@@ -38,6 +39,7 @@ app = typer.Typer(
 app.add_typer(stages.app)
 app.add_typer(books.app)
 app.add_typer(tools.app)
+app.add_typer(quality.app)
 app.add_typer(evaluation.app)
 app.add_typer(dlq.app, name="dlq")
 app.add_typer(topics.app, name="topics")

@@ -315,6 +315,27 @@ class GoldDailySummary(_Rollup):
         strict = True
 
 
+class QualityChecks(pa.DataFrameModel):
+    """What a run of `pipeline quality` found of one check: the history that trends are drawn from."""
+
+    run_at: UtcTime = pa.Field(description="When the run began")
+    layer: str = pa.Field(isin=["bronze", "silver", "gold"], description="Layer of the table")
+    table: str = pa.Field(str_length={"min_value": 1}, description="Path of the table that was checked")
+    check: str = pa.Field(str_length={"min_value": 1}, description="The check: column.rule, or a rule's name")
+    since: UtcTime = pa.Field(description="Rows from this day on were checked")
+    rows: pl.Int64 = pa.Field(description="Rows checked", metadata={"unit": "rows"})
+    failed: pl.Int64 = pa.Field(ge=0, description="Rows that break it", metadata={"unit": "rows"})
+    run_date: pl.Date = pa.Field(description="UTC day of run_at; partition column")
+
+    @pa.dataframe_check
+    def no_more_failed_than_rows(cls, data: PolarsData) -> pl.LazyFrame:  # type: ignore[misc]  # noqa: N805 - Pandera makes it a class method
+        """failed <= rows."""
+        return data.lazyframe.select(pl.col("failed") <= pl.col("rows"))
+
+    class Config:
+        strict = True
+
+
 @dataclass(frozen=True)
 class Table:
     """A Delta table of the lake: `path` below the lake's root, its contract, partition column and row key, by which
@@ -354,6 +375,7 @@ GOLD_LOCATION_HOURLY = Table(
 GOLD_DAILY_SUMMARY = Table(
     "gold/daily_summary", GoldDailySummary, "event_date", ("location", "sensor_type", "event_date")
 )
+QUALITY_CHECKS = Table("quality/checks", QualityChecks, "run_date", ("run_at", "table", "check"))
 
 TABLES = (
     BRONZE_READINGS,
@@ -364,4 +386,5 @@ TABLES = (
     GOLD_SENSOR_5MIN,
     GOLD_LOCATION_HOURLY,
     GOLD_DAILY_SUMMARY,
+    QUALITY_CHECKS,
 )

@@ -54,6 +54,10 @@ ROWS: dict[str, dict[str, Any]] = {
     },
     "gold/location_hourly": AGGREGATE | ROLLUP | {"hour": NOON},
     "gold/daily_summary": AGGREGATE | ROLLUP | {"anomaly_rate": 1.0},
+    "quality/checks": {
+        "run_at": NOON, "layer": "silver", "table": "t", "check": "c", "since": NOON, "rows": 0, "failed": 0,
+        "run_date": NOON.date(),
+    },
 }  # fmt: skip
 """A row that keeps each contract, at the bounds where there are any."""
 
@@ -66,10 +70,14 @@ NULLABLE: dict[str, set[str]] = {
     "gold/sensor_5min": {"std", "health_pct", "expected_count", "reported_count"},
     "gold/location_hourly": {"std", "health_pct"},
     "gold/daily_summary": {"std", "health_pct"},
+    "quality/checks": set(),
 }
 
-Cases = dict[tuple[str, str], list[dict[str, Any]]]
-"""(column, or `row` for a rule of the whole row; check) -> changes that break it."""
+Changes = dict[str, Any] | tuple[dict[str, Any], ...]
+"""Of the table's row; several are as many rows, for a rule of one row and the next."""
+
+Cases = dict[tuple[str, str], list[Changes]]
+"""(column, or `row` for a rule of whole rows; check) -> changes that break it."""
 
 
 def low(least: float, *columns: str) -> Cases:
@@ -104,7 +112,17 @@ AGGREGATED: Cases = (
 STD: Cases = {("baseline_std", "finite"): [{"baseline_std": float("nan")}, {"baseline_std": float("inf")}]}
 
 BREAKS: dict[str, Cases] = {
-    "bronze/readings": NAMES | PLACES | finite("value", nan=False),
+    "bronze/readings": NAMES
+    | PLACES
+    | finite("value", nan=False)
+    | {
+        ("row", "in_order"): [
+            ({}, {}),
+            ({"batch_row": 1}, {"batch_row": 0}),
+            ({"batch_offset": 1}, {"batch_row": 1}),
+            ({}, {"batch_partition": 1}, {}),
+        ]
+    },
     "bronze/dead_letters": low(0, "raw_partition", "raw_offset", "batch_partition", "batch_offset"),
     "bronze/anomalies": low(0, "batch_partition", "batch_offset"),
     "silver/readings": NAMES
@@ -124,10 +142,22 @@ BREAKS: dict[str, Cases] = {
     | above(0, "sensor_count", "sensors_expected")
     | low(0, "anomaly_rate")
     | {("anomaly_rate", "less_than_or_equal_to"): [{"anomaly_rate": 1.1}]},
+    "quality/checks": low(0, "failed")
+    | {
+        ("layer", "isin"): [{"layer": "tin"}],
+        ("table", "str_length"): [{"table": ""}],
+        ("check", "str_length"): [{"check": ""}],
+        # fewer rows than none break the rule of the row too, unless as many fail
+        ("row", "no_more_failed_than_rows"): [{"failed": 1}],
+    },
 }
 
-KEEPS: dict[str, list[dict[str, Any]]] = {
-    "bronze/readings": [dict.fromkeys(("event_id", "sensor_id", "location"), "é" * 128), {"value": -1e308}],
+KEEPS: dict[str, list[Changes]] = {
+    "bronze/readings": [
+        dict.fromkeys(("event_id", "sensor_id", "location"), "é" * 128),
+        {"value": -1e308},
+        ({"batch_row": 1}, {"batch_partition": 1}, {"batch_row": 2}, {"batch_offset": 1}),
+    ],
     "silver/readings": [{"anomaly_rules": [], "is_anomaly": False}],
     "silver/quarantine": [{"rule": rule} for rule in ("unknown_unit", "physical_range", "conflict")],
     "gold/sensor_5min": [
@@ -140,8 +170,9 @@ KEEPS: dict[str, list[dict[str, Any]]] = {
 """More that keeps the contract: bounds belong to what is allowed, and rounding is forgiven."""
 
 
-def frame(table: Table, changes: dict[str, Any]) -> pl.DataFrame:
-    return pl.DataFrame([ROWS[table.path] | changes], schema=table.schema)
+def frame(table: Table, changes: Changes) -> pl.DataFrame:
+    rows = changes if isinstance(changes, tuple) else (changes,)
+    return pl.DataFrame([ROWS[table.path] | each for each in rows], schema=table.schema)
 
 
 def broken(schema: pa.DataFrameSchema, rows: pl.DataFrame) -> set[tuple[str, str]]:
@@ -172,7 +203,7 @@ def without(schema: pa.DataFrameSchema, column: str, check: str) -> pa.DataFrame
 
 
 ALL_CASES = [
-    pytest.param(path, rule, changes, id=f"{path}.{'.'.join(rule)}: {next(iter(changes.values()))!r:.20}")
+    pytest.param(path, rule, changes, id=f"{path}.{'.'.join(rule)}: {changes!r:.60}")
     for path, cases in BREAKS.items()
     for rule, several in cases.items()
     for changes in several
@@ -189,7 +220,7 @@ def test_every_rule_has_a_case_and_every_case_its_rule(path: str) -> None:
 
 @pytest.mark.parametrize(("path", "rule", "changes"), ALL_CASES)
 def test_a_row_that_breaks_a_rule_is_refused_for_it_alone_and_kept_without_it(
-    path: str, rule: tuple[str, str], changes: dict[str, Any]
+    path: str, rule: tuple[str, str], changes: Changes
 ) -> None:
     schema, row = BY_PATH[path].contract.to_schema(), frame(BY_PATH[path], changes)
     assert broken(schema, row) == {rule}
