@@ -72,7 +72,7 @@ def test_the_image_runs_as_nobody_in_particular() -> None:
     assert [line for line in lines if line.startswith("USER")] == ["USER 10001:10001"]
     copied = {line.split()[1] for line in lines if re.match(r"COPY (?!--)", line)}
     admitted = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    assert copied <= admitted
+    assert all(any(path == each or path.startswith(f"{each}/") for each in admitted) for path in copied)
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)

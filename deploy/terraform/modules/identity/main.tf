@@ -59,8 +59,8 @@ locals {
     }
     upkeep = {
       reads        = ["sensors.*"]
-      lake_writes  = ["bronze", "silver", "gold"]
-      lake_deletes = ["bronze", "silver", "gold"]
+      lake_writes  = ["bronze", "silver", "gold", "quality"]
+      lake_deletes = ["bronze", "silver", "gold", "quality"]
       warehouse    = true
     }
   }
