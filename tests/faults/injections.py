@@ -175,9 +175,10 @@ def held(stage: str, point: str) -> Inject:
 
     def inject(world: World, dice: random.Random) -> None:
         settled(world, stage, REPLICAS[stage])
-        planned(world, some(world, stage, dice), point, f"hold:{MAX_POLL_MS / 1000 + 3}")
-        settled(world, stage, REPLICAS[stage] - 1)
-        settled(world, stage, REPLICAS[stage])
+        worker = some(world, stage, dice)
+        before = worker.told("maximum poll interval")
+        planned(world, worker, point, f"hold:{MAX_POLL_MS / 1000 + 5}")
+        until(lambda: worker.told("maximum poll interval") > before, f"{stage} is told that it was late", PATIENCE_S)
 
     return inject
 

@@ -27,7 +27,7 @@ from tests.faults.world import PATIENCE_S, Services, World
 from tests.oracle import Findings
 from tests.processes import books, until
 
-RATE = 150.0
+RATE = 60.0
 """Messages a second of the feed."""
 
 
@@ -74,8 +74,8 @@ def main() -> int:
     """0 where nothing was lost, doubled or wrong, and nothing strange happened."""
     parser = argparse.ArgumentParser(prog="make faults", description=__doc__)
     parser.add_argument("--seed", type=int, default=int(os.environ.get("FAULT_SEED") or random.randrange(10**6)))
-    parser.add_argument("--rounds", type=int, default=int(os.environ.get("FAULT_ROUNDS") or 3))
-    parser.add_argument("--faults", type=int, default=72, help="in a round")
+    parser.add_argument("--rounds", type=int, default=int(os.environ.get("FAULT_ROUNDS") or 5))
+    parser.add_argument("--faults", type=int, default=45, help="in a round")
     parser.add_argument("--only", help="faults whose name has this in it")
     parser.add_argument("--quick", action="store_true", help="one round of 12 faults")
     parser.add_argument("--directory", type=Path, help="keep logs and data there")
@@ -134,15 +134,16 @@ def play(services: Services, directory: Path, seed: int, faults: Sequence[Fault]
     world = World(services, directory, seed, static=True, rate=RATE)
     injected: Counter[str] = Counter()
     failures: list[str] = []
-    began = time.monotonic()
     world.start()
     lanes = [
         threading.Thread(target=lane, args=[world, [f for f in faults if f.lane == name], seed, injected, failures])
         for name in sorted({fault.lane for fault in faults})
     ]
-    for each in lanes:
-        each.start()
     try:
+        world.supervise(lambda: not world.version("gold/daily_summary"))  # all stages are at work
+        began = time.monotonic()
+        for each in lanes:
+            each.start()
         world.supervise(lambda: any(each.is_alive() for each in lanes))
         services.requests.disarm()
         say(f"{sum(injected.values())} faults in {time.monotonic() - began:.0f} s; catching up")

@@ -77,6 +77,10 @@ class Worker:
         """Does a process run?"""
         return self.process is not None and self.process.poll() is None
 
+    def told(self, words: str) -> int:
+        """How often its log has these words."""
+        return self.log.read_text(errors="replace").count(words)
+
     def start(self) -> None:
         """Start a process; the last one has ended."""
         self.starts += 1
@@ -203,7 +207,7 @@ class World:
             ),
             warehouse=config.Warehouse(port=postgres.port, database=database, sslmode="disable"),
             ingest=config.Ingest(max_messages=400, linger_s=0.1),
-            bronze=config.Bronze(commit_interval_s=0.5, commit_every=100),
+            bronze=config.Bronze(commit_interval_s=1.5, commit_every=100),
             silver=job,
             gold=job,
             load=job,
