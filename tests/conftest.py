@@ -2,6 +2,7 @@
 its own topics, consumer groups, lake and database on them.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,15 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("CI=true insists on a real Kafka: install Docker, or java and mvn.")
     for name in [name for name in os.environ if name.startswith("PIPELINE_")]:
         del os.environ[name]
+
+
+@pytest.fixture(autouse=True)
+def logs_as_they_were() -> Iterator[None]:
+    """A stage or a tool that runs within a test sets the level for the whole process: the next test hears all again."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")
