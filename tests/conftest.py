@@ -36,7 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def logs_as_they_were() -> Iterator[None]:
-    """A stage or a tool that runs within a test sets the level for the whole process: the next test hears all again."""
+    """A tool that runs within a test sets the level for the whole process: the next test hears all again."""
     root = logging.getLogger()
     level = root.level
     yield
