@@ -8,6 +8,7 @@ filters, passes over what has one.
 
 import base64
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -52,19 +53,32 @@ class Replayed:
 
 
 def letters(settings: Settings, reasons: Sequence[str] = (), since: datetime | None = None) -> Iterator[Letter]:
-    """The dead letters with one of these reasons (none given: all) that were refused since then; by partition.
+    """The dead letters with one of these reasons (none given: all) that were refused since then, as far as the topic
+    reaches now; by partition. An open transaction that hides the rest is waited for.
 
-    Raises BadInput for a reason that does not exist.
+    Raises BadInput for a reason that does not exist, Unreachable where the transaction stays open.
     """
     if wrong := set(reasons) - set(Reason):
         raise BadInput(f"There is no reason {', '.join(sorted(wrong))}.", f"Reasons: {', '.join(Reason)}.")
     ends = offsets.end_offsets(settings, kafka.DEAD_LETTERS)
     starts = offsets.at_time(settings, kafka.DEAD_LETTERS, since) if since else dict.fromkeys(ends, 0)
-    ranges = {partition: [(starts[partition], end)] for partition, end in ends.items()}
-    for _, message in offsets.messages(settings, kafka.DEAD_LETTERS, ranges):
-        letter = None if message is None else _parsed(message)
-        if letter is not None and (not reasons or letter.reason in reasons):
-            yield letter
+    at, waiting, until = dict(starts), set(ends), time.monotonic() + settings.kafka.timeout_s
+    while waiting:
+        ranges = {partition: [(at[partition], ends[partition])] for partition in waiting}
+        waiting = set()
+        for partition, message in offsets.messages(settings, kafka.DEAD_LETTERS, ranges):
+            if message is None:
+                waiting.add(partition)
+                continue
+            at[partition] = message.offset() + 1
+            letter = _parsed(message)
+            if letter is not None and (not reasons or letter.reason in reasons):
+                yield letter
+        if waiting and time.monotonic() > until:
+            raise Unreachable(
+                f"A transaction on {kafka.topic(settings, kafka.DEAD_LETTERS)} stays open and hides what follows.",
+                "Try again: Kafka ends it after transaction.timeout.ms. Is ingest running?",
+            )
 
 
 def _parsed(message: Any) -> Letter | None:
