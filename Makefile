@@ -1,6 +1,6 @@
 # Needs python3 (3.11 or newer) and make; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types audit requirements check-requirements bench bench-validation bench-detect bench-latency parity \
+.PHONY: help setup demo test lint format types audit requirements check-requirements bench bench-load bench-validation bench-detect bench-latency parity \
 	eval faults up down image check-image check-deploy check-terraform clean
 
 PYTHON ?= python3
@@ -58,7 +58,6 @@ check-requirements: setup ## Do the pins fit pyproject.toml? (A newer version so
 bench: setup ## Readings per second and CPU per reading of each stage
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-.PHONY: bench-load
 bench-load: setup ## Changed rows of Gold a second into PostgreSQL
 	@$(BIN)/python -m benchmarks.load $(ARGS)
 
