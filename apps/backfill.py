@@ -130,7 +130,7 @@ def repair(settings: Settings, wanted: Ranges, *, wait_s: float, dry_run: bool) 
                     sink.commit_transaction(settings.kafka.timeout_s)
             repaired = Repaired(
                 repaired.asked,
-                repaired.readings + output.readings,
+                repaired.readings + sum(output.readings.values()),
                 repaired.dead + len(output.dead),
                 repaired.expired,
                 dry_run,

@@ -13,7 +13,7 @@ import polars as pl
 from contracts.registry import Registry, load_registry
 from contracts.tables import WINDOW
 from contracts.wire import DROPOUT, UTC_MICROSECONDS, Anomaly, Window
-from pipeline import kafka, offsets, stream
+from pipeline import kafka, metrics, offsets, stream
 from pipeline.detector import Detector
 from pipeline.livewindows import Silence
 from pipeline.microbatch import BUCKETS
@@ -62,9 +62,11 @@ def application(settings: Settings, stage: Stage, detector: Detector, registry: 
     def served(statistics: str) -> None:
         """The client's statistics come out of its poll, with or without messages: the loop turns."""
         stage.beat()
+        left = stream.to_restore(app)
+        metrics.STATE_LEFT.set(left)
         if not stream.steady(statistics):
             stage.unready("waiting for its partitions")
-        elif left := stream.to_restore(app):
+        elif left:
             stage.unready(f"restoring its state: {left} messages of the changelog left")
         else:
             stage.ready()

@@ -250,7 +250,8 @@ class Output(NamedTuple):
     """What becomes of raw messages: micro-batches with `readings` rows in all, and `dead` with their letters."""
 
     raw: RawMessages
-    readings: int
+    readings: Mapping[str, int]
+    """Decoded ones, by sensor type."""
     batches: list[MicroBatch]
     dead: list[Dead]
     letters: list[dict[str, Any]]
@@ -263,7 +264,8 @@ def translate(
     raw = raw_messages(messages)
     valid, dead = decode(raw, sensor_types=sensor_types, now=now, clock_skew_s=settings.ingest.clock_skew_s)
     letters = [dead_letter(messages[each.row], each) for each in dead]
-    return Output(raw, len(valid), pack(valid, partitions), dead, letters)
+    by_type = dict(valid["sensor_type"].value_counts().iter_rows())
+    return Output(raw, by_type, pack(valid, partitions), dead, letters)
 
 
 def produce(settings: Settings, sink: Producer, output: Output, partitions: int) -> None:
@@ -322,7 +324,9 @@ def dead_letter(message: Message, dead: Dead) -> dict[str, Any]:
 
 
 def _count(output: Output, seconds: float) -> None:
-    metrics.EVENTS.labels(stage=STAGE, outcome="ok").inc(output.readings)
+    metrics.EVENTS.labels(stage=STAGE, outcome="ok").inc(sum(output.readings.values()))
+    for sensor_type, count in output.readings.items():
+        metrics.READINGS.labels(sensor_type=sensor_type).inc(count)
     metrics.EVENTS.labels(stage=STAGE, outcome="dead").inc(len(output.dead))
     for each in output.dead:
         metrics.DEAD_LETTERS.labels(reason=each.reason.value).inc()

@@ -114,9 +114,7 @@ class Silver:
             while (rows := self._step(now)) == 0:
                 self._beat()  # versions without rows, such as a compaction
             return rows or 0
-        except PipelineError as error:
-            if isinstance(error, Conflict):
-                metrics.LAKE_CONFLICTS.labels(table=SILVER_READINGS.path).inc()
+        except PipelineError:
             self._tables = self._known = None
             self._copies.clear()
             raise
@@ -150,7 +148,6 @@ class Silver:
         self._deliver(tables, self._known)
         self._store.drop((known.manifest.names if known.manifest else frozenset()) - manifest.names)
 
-        metrics.LAKE_COMMITS.labels(table=SILVER_READINGS.path).inc()
         _count(readings, refined, time.perf_counter() - started)
         return len(readings)
 
@@ -325,8 +322,7 @@ class Silver:
         """Give the quarantine table the rows that belong to Silver's last commit; it has not got them."""
         outbox = known.outbox
         versions = {app_id: at for app_id, at in ((COVERED, known.version), (STATE, known.attempt)) if at is not None}
-        if outbox.deliver(tables.quarantine, versions):
-            metrics.LAKE_COMMITS.labels(table=SILVER_QUARANTINE.path).inc()
+        outbox.deliver(tables.quarantine, versions)
         if outbox.replaces is None:
             self._copies.refused(outbox.rows)
         else:
@@ -351,9 +347,8 @@ def _count(readings: pl.DataFrame, refined: Refined, seconds: float) -> None:
     metrics.BATCH_SECONDS.labels(stage="silver").observe(seconds)
     metrics.BATCH_ROWS.labels(stage="silver").observe(len(readings))
     committed = datetime.now(UTC)
-    oldest, newest = cast(datetime, readings["raw_timestamp"].min()), cast(datetime, readings["timestamp"].max())
+    oldest = cast(datetime, readings["raw_timestamp"].min())
     metrics.LATENCY.labels(stage="silver").observe((committed - oldest).total_seconds())
-    metrics.FRESHNESS.labels(layer="silver").set((committed - newest).total_seconds())
 
 
 def run(settings: Settings, *, until_caught_up: bool = False) -> None:

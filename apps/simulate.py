@@ -296,16 +296,19 @@ def _send(
                     stage.wait(min(1.0, max(_TICK_S, (batch.due_s[position] - passed_s) / source.factor)))
                     continue
             sent = outbox.send(batch, position, min(due, position + _SLICE))
-            _measure(books.count(batch, position, sent))
+            before = books.anomalies.copy()
+            _measure(books.count(batch, position, sent), books.anomalies - before)
             show(books.sent)
             position = sent
         if books.sent == max_events:
             return
 
 
-def _measure(kinds: Counter[str]) -> None:
+def _measure(kinds: Counter[str], injected: Counter[str]) -> None:
     for kind, count in kinds.items():
         metrics.EVENTS.labels(stage="simulate", outcome=_OUTCOMES.get(kind, "dead")).inc(count)
+    for kind, count in injected.items():
+        metrics.INJECTED.labels(kind=kind).inc(count)
 
 
 def _skip(rows: list[Skipped], books: Manifest) -> None:

@@ -156,6 +156,7 @@ class Detector(BaseSink):  # type: ignore[misc]  # Quix has no types
             numbers = np.unique(worked.sensor[begin:end]).tolist()
             self._write(partition, [worked.sensor_ids[number] for number in numbers], kept[-1].offset)
             begin = end
+        metrics.STATE_SENSORS.set(len(self._memory))
         _count(readings, worked, flagged, time.perf_counter() - started)
 
     def _not_yet_worked(self, partition: int, kept: list[_Batch]) -> list[_Batch]:
@@ -200,6 +201,7 @@ class Detector(BaseSink):  # type: ignore[misc]  # Quix has no types
             self._sensors[partition] = dict.fromkeys(name for each in names for name in each)
             self._manifests[partition] = known or statelog.EMPTY
         log.info("state of partitions %s: %d sensors", sorted(stores), len(self._memory))
+        metrics.STATE_SENSORS.set(len(self._memory))
         return outlet
 
     def _write(self, partition: int, sensor_ids: list[str], through: int) -> None:

@@ -41,9 +41,14 @@ class Health:
         """Why the stage is not ready; None when it is."""
         return self._why
 
+    @property
+    def still_s(self) -> float:
+        """Seconds since the loop last turned."""
+        return time.monotonic() - self._beat
+
     def liveness(self) -> tuple[bool, str]:
         """Alive or not, and a line that says it."""
-        still = time.monotonic() - self._beat
+        still = self.still_s
         if self._why is None and still > self._wedged_after_s:
             return False, f"wedged: the loop has not turned for {still:.0f} s"
         return True, "alive"

@@ -7,6 +7,7 @@ the commit when another writer moved any of its app ids in between, and nothing 
 
 import hashlib
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date, timedelta
@@ -20,9 +21,9 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from contracts.tables import Table
-from pipeline import layout
+from pipeline import layout, metrics
 from pipeline import settings as config
-from pipeline.errors import AccessDenied, Conflict, NotSetUp, Unreachable
+from pipeline.errors import AccessDenied, Conflict, NotSetUp, PipelineError, Unreachable
 from pipeline.quality import validated
 
 LOG_RETENTION = timedelta(days=7)
@@ -228,7 +229,7 @@ def _write(
     predicate: str | None,
 ) -> None:
     checked = layout.fitted(validated(frame, definition), table)
-    with translated(f"commit to {table.table_uri}"):
+    with _counted(definition, checked.estimated_size()), translated(f"commit to {table.table_uri}"):
         write_deltalake(  # type: ignore[call-overload]  # the overloads do not allow a mode in a variable
             table,
             checked.to_arrow(compat_level=pl.CompatLevel.oldest()),
@@ -238,6 +239,21 @@ def _write(
                 app_transactions=[Transaction(app_id, version) for app_id, version in versions.items()]
             ),
         )
+
+
+@contextmanager
+def _counted(definition: Table, size: float) -> Iterator[None]:
+    started = time.monotonic()
+    try:
+        yield
+    except Conflict:
+        metrics.LAKE_CONFLICTS.labels(table=definition.path).inc()
+        raise
+    except PipelineError:
+        metrics.LAKE_FAILURES.labels(table=definition.path).inc()
+        raise
+    metrics.LAKE_COMMIT_SECONDS.labels(table=definition.path).observe(time.monotonic() - started)
+    metrics.LAKE_BYTES.labels(table=definition.path).inc(size)
 
 
 def changes(table: DeltaTable, first: int, last: int) -> pl.DataFrame:

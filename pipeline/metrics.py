@@ -1,15 +1,22 @@
 """The closed list of metrics. Labels are bounded: stages, tables, reasons and partitions, never sensors.
 
-Alerts and dashboards use these names only. Times are seconds; counters start at 0 with the process.
+Alerts and dashboards use these names only, and beside them `up` and what prometheus_client says of a process
+(`process_*`). Times are seconds; counters start at 0 with the process. A gauge that nobody can tell is NaN.
 """
 
 from prometheus_client import Counter, Gauge, Histogram, Info
 
+# --- every stage
+
 INFO = Info("pipeline", "The process: stage and version")
+
+READY = Gauge("pipeline_ready", "1: the stage works, 0: it starts, recovers or retries", ["stage"])
+LOOP_STILL = Gauge("pipeline_loop_still_seconds", "Since the stage's loop last turned", ["stage"])
+RETRIES = Counter("pipeline_retries", "Repeated attempts after a transient error", ["stage"])
 
 EVENTS = Counter("pipeline_events", "Messages or rows worked on", ["stage", "outcome"])
 """Outcomes: `ok`, and what else became of them: `dead`, `duplicate`, `quarantined`, `late`, `unsure`, `failed`,
-`skipped`."""
+`skipped`. Late ones are among the `ok`, too, but for simulate's."""
 
 BATCH_SECONDS = Histogram(
     "pipeline_batch_seconds",
@@ -23,13 +30,19 @@ BATCH_ROWS = Histogram(
     ["stage"],
     buckets=(1, 10, 100, 1_000, 5_000, 10_000, 20_000, 50_000, 100_000, 500_000),
 )
+LATENCY_BUCKETS = (0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 30, 60, 300, 900, 3600)
 LATENCY = Histogram(
     "pipeline_latency_seconds",
     "From the broker's append time of the oldest raw message of a batch to the commit of the batch",
     ["stage"],
-    buckets=(0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 30, 60, 300, 900, 3600),
+    buckets=LATENCY_BUCKETS,
 )
 
+# --- the stream
+
+READINGS = Counter("pipeline_readings", "Raw messages that could be decoded", ["sensor_type"])
+"""Sensor types are the registry's."""
+INJECTED = Counter("pipeline_injected", "Readings that simulate sent and marked as anomalies", ["kind"])
 EXPIRED = Counter(
     "pipeline_expired", "Offsets that retention deleted before a stage read them", ["stage", "partition"]
 )
@@ -42,28 +55,62 @@ DEAD_CEILING = Gauge(
     "pipeline_dead_ceiling_passed", "1: too many raw messages of a window were dead letters (ingest.dead_ceiling)"
 )
 """0 again after a whole window below the ceiling."""
-QUARANTINED = Counter("pipeline_quarantined", "Readings that break the Silver contract", ["rule"])
-ANOMALIES = Counter("pipeline_anomalies", "Readings flagged, once for each rule", ["rule"])
+ANOMALIES = Counter("pipeline_anomalies", "Readings flagged, once for each rule, by detect and by Silver", ["rule"])
+STATE_SENSORS = Gauge("pipeline_state_sensors", "Sensors whose rolling state detect has in memory")
+STATE_LEFT = Gauge("pipeline_state_left", "Messages of the changelog that detect has yet to read to have its state")
 
+# --- the lake
+
+QUARANTINED = Counter("pipeline_quarantined", "Readings that break the Silver contract", ["rule"])
 QUALITY_CHECKS = Counter(
     "pipeline_quality_checks", "Checks of what was to be committed", ["layer", "table", "check", "result"]
 )
 """Results: `passed` and `failed`; a failed one stopped the commit, but for `quarantine_share`, which is a ceiling.
 Checks are those of the contracts and the claims of the stages, a closed list."""
 
-LAKE_COMMITS = Counter("pipeline_lake_commits", "Commits to a Delta table", ["table"])
+LAKE_COMMIT_SECONDS = Histogram(
+    "pipeline_lake_commit_seconds",
+    "Duration of a commit to a Delta table that succeeded: its files and its log entry",
+    ["table"],
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+LAKE_FAILURES = Counter("pipeline_lake_failures", "Commits that the object store did not take", ["table"])
 LAKE_CONFLICTS = Counter("pipeline_lake_conflicts", "Commits refused since another writer was first", ["table"])
+LAKE_BYTES = Counter("pipeline_lake_bytes", "Bytes in memory of the rows that were committed", ["table"])
+
+# --- what monitor sees from outside
 
 FRESHNESS = Gauge("pipeline_freshness_seconds", "Now less the newest event time; NaN: cannot tell", ["layer"])
 """In Gold and the warehouse the start of the newest window stands for the newest event time: up to 5 minutes more."""
 COMMIT_AGE = Gauge("pipeline_commit_age_seconds", "Now less the newest commit; NaN: cannot tell", ["layer"])
+TABLE_FILES = Gauge("pipeline_table_files", "Data files of the newest version of a table", ["table"])
+TABLE_BYTES = Gauge("pipeline_table_bytes", "Bytes of these files in the object store", ["table"])
+TABLE_ROWS = Gauge("pipeline_table_rows", "Rows of the newest version of a table", ["table"])
 LAG = Gauge("pipeline_lag", "What a stage has yet to read of its source; NaN: cannot tell", ["stage", "partition"])
-"""Offsets, by partition; of silver, gold and load, which have no partitions (label `all`), versions of the source."""
+"""Offsets, by partition; of silver, gold and load, which have no partitions (label `all`), versions of the source.
+Of bronze the truth, which is in its tables; of ingest and detect what their groups have committed."""
+
+# As the exporter of Kafka has them, so that its dashboards and rules fit. Topics and groups by their full names.
+GROUP_LAG = Gauge(
+    "kafka_consumergroup_lag",
+    "Offsets from the group's committed one to the end; NaN: cannot tell",
+    ["consumergroup", "topic", "partition"],
+)
+"""Markers of transactions count, so that it may stand at 1 or 2 with nothing left to read."""
+GROUP_OFFSET = Gauge(
+    "kafka_consumergroup_current_offset", "Committed offset of the group", ["consumergroup", "topic", "partition"]
+)
+TOPIC_END = Gauge("kafka_topic_partition_current_offset", "Offset that the next message gets", ["topic", "partition"])
+TOPIC_LOW = Gauge("kafka_topic_partition_oldest_offset", "Oldest offset that is still kept", ["topic", "partition"])
+
+SENSOR_HEALTH = Gauge(
+    "pipeline_sensor_health_ratio",
+    "Share of the expected readings of the last full hour that came, silent sensors included; NaN: cannot tell",
+)
 UNREGISTERED = Gauge(
     "pipeline_unregistered_sensors",
     "Series in Gold's last hour that the registry does not have; NaN: cannot tell",
 )
+SYSTEM_UP = Gauge("pipeline_system_up", "1: the system answered monitor in its last round, 0: it did not", ["system"])
+"""Systems: `kafka`, `lake`, `warehouse`. That a table or topic is yet to be made is an answer."""
 UP = Gauge("pipeline_up", "1: monitor could make this check, 0: it could not", ["check"])
-
-READY = Gauge("pipeline_ready", "1: the stage works, 0: it starts, recovers or retries", ["stage"])
-RETRIES = Counter("pipeline_retries", "Repeated attempts after a transient error", ["stage"])

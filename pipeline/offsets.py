@@ -35,6 +35,22 @@ def low_offsets(settings: Settings, name: str) -> dict[int, int]:
     return _offsets(settings, name, OffsetSpec.earliest())
 
 
+def watermarks(settings: Settings, *names: str) -> dict[str, dict[int, tuple[int, int]]]:
+    """Low and high watermark of each partition of those of the topics that there are, in three requests."""
+    counts = kafka.check(settings)
+    places = [
+        TopicPartition(kafka.topic(settings, name), partition)
+        for name in names
+        for partition in range(counts.get(kafka.topic(settings, name), 0))
+    ]
+    low, end = (_at(settings, places, spec) for spec in (OffsetSpec.earliest(), OffsetSpec.latest()))
+    found: dict[str, dict[int, tuple[int, int]]] = {}
+    for name in names:
+        if own := [place for place in places if place.topic == kafka.topic(settings, name)]:
+            found[name] = {place.partition: (low[place], end[place]) for place in own}
+    return found
+
+
 def committed(settings: Settings, group: str, name: str) -> dict[int, int]:
     """Committed offset (the next one to read) of each partition that has one. `group` is the full name."""
     partitions = range(kafka.require_topics(settings, name)[name])
@@ -192,12 +208,16 @@ class _Cursor:
 
 def _offsets(settings: Settings, name: str, spec: OffsetSpec) -> dict[int, int]:
     partitions = range(kafka.require_topics(settings, name)[name])
-    with translated(settings, f"read the offsets of {kafka.topic(settings, name)}"):
-        asked = {TopicPartition(kafka.topic(settings, name), partition): spec for partition in partitions}
+    places = [TopicPartition(kafka.topic(settings, name), partition) for partition in partitions]
+    return {place.partition: offset for place, offset in _at(settings, places, spec).items()}
+
+
+def _at(settings: Settings, places: Iterable[TopicPartition], spec: OffsetSpec) -> dict[TopicPartition, int]:
+    with translated(settings, "read the offsets of topics"):
         admin = kafka.admin_client(settings)  # kept: the answers never come when it is collected before them
         admin.list_topics(timeout=settings.kafka.timeout_s)  # without it the next call stalls for 3 s now and then
-        answers = admin.list_offsets(asked, request_timeout=settings.kafka.timeout_s)
-        return {place.partition: answer.result().offset for place, answer in answers.items()}
+        answers = admin.list_offsets(dict.fromkeys(places, spec), request_timeout=settings.kafka.timeout_s)
+        return {place: answer.result().offset for place, answer in answers.items()}
 
 
 def _raise_first(answers: Iterable[TopicPartition]) -> None:

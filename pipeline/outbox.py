@@ -42,8 +42,8 @@ class Outbox:
         everything = pl.concat([cls().rows, rows], how="diagonal")  # null: what the version before did not write
         return cls(everything, None if replaces is None else replaces.decode())
 
-    def deliver(self, quarantine: DeltaTable, versions: dict[str, int]) -> bool:
-        """One commit of quarantine, with its progress; none, and False, where there is nothing to do.
+    def deliver(self, quarantine: DeltaTable, versions: dict[str, int]) -> None:
+        """One commit of quarantine, with its progress; none where there is nothing to do.
 
         Raises as `pipeline.lake.append`.
         """
@@ -51,6 +51,3 @@ class Outbox:
             lake.replace(quarantine, SILVER_QUARANTINE, self.rows, versions, self.replaces)
         elif len(self.rows):
             lake.append(quarantine, SILVER_QUARANTINE, self.rows, versions)
-        else:
-            return False
-        return True

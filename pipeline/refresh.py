@@ -20,7 +20,7 @@ from deltalake import DeltaTable
 from contracts.tables import WINDOW, Table
 from pipeline import changefeed, lake, metrics, slices
 from pipeline.changefeed import NOTHING
-from pipeline.errors import Conflict, HistoryMismatch, TransientError
+from pipeline.errors import HistoryMismatch, TransientError
 from pipeline.lake import Lake
 from pipeline.quality import require
 from pipeline.windows import Grid, sql
@@ -103,9 +103,7 @@ class Refresh:
     def __call__(self) -> int:
         try:
             return self._refresh()
-        except TransientError as error:
-            if isinstance(error, Conflict):
-                metrics.LAKE_CONFLICTS.labels(table=self._derived.target.path).inc()
+        except TransientError:
             self._tables = None
             self._recent.clear()
             raise
@@ -188,7 +186,6 @@ class Refresh:
             self._require(computed, rows)
             progress, where = lake.covering(derived.app_id, source, covered), sql(piece, derived.window)
             lake.replace(target, derived.target, computed, progress, where)
-            metrics.LAKE_COMMITS.labels(table=derived.target.path).inc()
         return True
 
     def _require(self, computed: pl.DataFrame, rows: pl.DataFrame) -> None:

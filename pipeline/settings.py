@@ -145,12 +145,44 @@ class Observability(_Group):
     wedged_after_s: PositiveFloat = Field(60.0, description="Liveness fails when the loop stood still for so long")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["auto", "text", "json"] = Field("auto", description="auto: text on a terminal, else JSON")
+    runbooks: str = Field("docs/OPERATIONS.md", description="Where alerts link to, as those who get them can open it")
+
+
+class Objectives(_Group):
+    """What is promised. Alerts are generated from it (`python -m dashboards`), so that no threshold stands twice."""
+
+    bronze_freshness_s: PositiveFloat = Field(60.0, description="Longest time since the newest event in Bronze")
+    silver_freshness_s: PositiveFloat = Field(120.0, description="The same in Silver")
+    gold_freshness_s: PositiveFloat = Field(600.0, description="In Gold: since the start of the newest window")
+    warehouse_freshness_s: PositiveFloat = Field(900.0, description="The same in the warehouse")
+    latency_p95_s: PositiveFloat = Field(
+        60.0, description="95 % of batches are committed so long after their oldest message came; a bucket's bound"
+    )
+    lag: PositiveInt = Field(10_000, description="Most messages that a consumer group may be behind, of a topic")
+    quality: float = Field(
+        0.99, gt=0, lt=1, description="Least share of readings, but for copies, that become rows of Silver"
+    )
+    sensor_health: float = Field(0.9, gt=0, lt=1, description="Least share of expected readings that come")
+    dead_share: float = Field(0.05, gt=0, lt=1, description="Largest share of raw messages that are dead letters")
+
+    @property
+    def freshness_s(self) -> Mapping[str, float]:
+        """By layer."""
+        return {
+            "bronze": self.bronze_freshness_s,
+            "silver": self.silver_freshness_s,
+            "gold": self.gold_freshness_s,
+            "warehouse": self.warehouse_freshness_s,
+        }
 
 
 class Monitor(_Group):
     """Freshness and lag, as metrics."""
 
     interval_s: PositiveFloat = 5.0
+    warehouse_interval_s: PositiveFloat = Field(
+        5.0, description="Between two questions to the warehouse: one that is always asked never idles"
+    )
 
 
 class Dashboard(_Group):
@@ -184,6 +216,7 @@ class Settings(BaseSettings):
     load: Job = Job()
     quarantine: Quarantine = Quarantine()
     observability: Observability = Observability()
+    objectives: Objectives = Objectives()
     monitor: Monitor = Monitor()
     dashboard: Dashboard = Dashboard()
     registry: Path | None = Field(None, description="Sensor registry (YAML); None: the one that comes along")

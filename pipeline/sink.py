@@ -17,7 +17,7 @@ from deltalake import DeltaTable
 
 from contracts.tables import Table
 from pipeline import metrics
-from pipeline.errors import Conflict, TransientError, Unreachable
+from pipeline.errors import TransientError, Unreachable
 from pipeline.lake import Lake, append, progress, translated
 from pipeline.quix import BaseSink, SinkBackpressureError
 
@@ -179,7 +179,7 @@ class DeltaSink(BaseSink):  # type: ignore[misc]  # Quix has no types
             self._after_error(error, versions)
         self._commits += 1
         self._succeed()
-        _count(self._definition, decoded, time.monotonic() - started, now)
+        _count(decoded, time.monotonic() - started, now)
 
     def _not_yet_in(self, table: DeltaTable) -> tuple[list[Message], dict[str, int]]:
         """The messages after each partition's last offset in the table, and what will be the last then."""
@@ -214,8 +214,6 @@ class DeltaSink(BaseSink):  # type: ignore[misc]  # Quix has no types
     def _after_error(self, error: TransientError, versions: dict[str, int]) -> None:
         """The commit may have happened all the same: the table knows. If not, everything is read again, from a new
         table object: to commit once more with a refreshed one has moved progress backwards."""
-        if isinstance(error, Conflict):
-            metrics.LAKE_CONFLICTS.labels(table=self._definition.path).inc()
         self._reopen()
         if self._table is None or not _covers(self._table, versions):
             self._fail(error)
@@ -258,9 +256,8 @@ def _covers(table: DeltaTable, versions: dict[str, int]) -> bool:
     return all(version is not None and version >= versions[name] for name, version in found.items())
 
 
-def _count(definition: Table, decoded: Decoded, seconds: float, now: datetime) -> None:
+def _count(decoded: Decoded, seconds: float, now: datetime) -> None:
     rows = decoded.rows
-    metrics.LAKE_COMMITS.labels(table=definition.path).inc()
     metrics.EVENTS.labels(stage="bronze", outcome="ok").inc(rows.height)
     if decoded.unreadable:
         metrics.EVENTS.labels(stage="bronze", outcome="failed").inc(len(decoded.unreadable))

@@ -99,6 +99,7 @@ def running(name: str, settings: Settings) -> Iterator[Stage]:
     server = serve(health, observed.host, PORTS.get(name, 0) if observed.port < 0 else observed.port)
     stage.port = server.server_port
     metrics.INFO.info({"stage": name, "version": __version__})
+    metrics.LOOP_STILL.labels(stage=name).set_function(lambda: health.still_s)
     stage.unready("starting")
     token = _current.set(stage)
     try:

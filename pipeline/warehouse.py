@@ -110,6 +110,15 @@ class Warehouse:
         with self.transaction() as cursor:
             return shown(cursor, fact)
 
+    def newest(self, fact: Fact) -> tuple[datetime | None, datetime | None]:
+        """The newest window of the fact table, and when the last load of it was committed (UTC); None: never."""
+        query = sql.SQL(
+            "SELECT (SELECT MAX({}) FROM {}), (SELECT MAX(loaded_at) FROM {} WHERE table_name = {})"
+        ).format(sql.Identifier(fact.window), plan.name(fact.name), plan.name(LEDGER), sql.Literal(fact.name))
+        with self.transaction() as cursor:
+            window, loaded_at = cursor.execute(query).fetchone() or (None, None)
+        return window, loaded_at
+
     def row_counts(self, fact: Fact, first: object = None, last: object = None) -> tuple[Loaded | None, pl.DataFrame]:
         """Key and `count` (int64) of every row, or of those of the windows from `first` to `last`, and the version of
         Gold that they are of, as one snapshot."""

@@ -16,14 +16,16 @@ from apps.local import ObjectStore, Postgres
 from pipeline import settings as config
 from pipeline.settings import Settings
 from tests.services import EMBEDDED, choose_broker, running_kafka, unique
+from tests.tools import missing
 
 hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one is no defect
 hypothesis.settings.load_profile("any machine")
 
 
 def pytest_report_header() -> str:
-    """Which broker the tests that need Kafka run on."""
-    return f"broker: {choose_broker()}"
+    """Which broker the tests that need Kafka run on, and which tests are left out for lack of a program."""
+    left_out = f"; not here, so what needs them is skipped: {', '.join(missing())}" if missing() else ""
+    return f"broker: {choose_broker()}{left_out}"
 
 
 def pytest_configure(config: pytest.Config) -> None:

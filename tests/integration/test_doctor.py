@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
+from prometheus_client import Gauge
 from pydantic import SecretStr
 
 from apps import doctor, query
@@ -169,6 +170,10 @@ def freshness(layer: str) -> float:
     return metrics.FRESHNESS.labels(layer=layer)._value.get()
 
 
+def value(gauge: Gauge, *labels: str) -> float:
+    return gauge.labels(*labels)._value.get()
+
+
 def lag(stage: str, partition: str = "0") -> float:
     return metrics.LAG.labels(stage=stage, partition=partition)._value.get()
 
@@ -183,9 +188,18 @@ def test_monitor_measures_and_forgets_what_it_can_no_longer_tell(ready: Settings
     assert math.isnan(freshness("silver"))
     assert lag("ingest") == 1
     assert math.isnan(lag("gold", "all"))
+    raw, group = kafka.topic(ready, kafka.RAW), ready.group("ingest")
+    assert (value(metrics.TOPIC_LOW, raw, "0"), value(metrics.TOPIC_END, raw, "0")) == (0, 1)
+    assert value(metrics.GROUP_LAG, group, raw, "0") == 1
+    assert math.isnan(value(metrics.GROUP_OFFSET, group, raw, "0"))
+    assert value(metrics.TABLE_ROWS, "bronze/readings") == 1
+    assert value(metrics.TABLE_BYTES, "bronze/readings") > value(metrics.TABLE_FILES, "bronze/readings") == 1
+    assert [value(metrics.SYSTEM_UP, system) for system in ("kafka", "lake", "warehouse")] == [1, 1, 1]
 
     away = Kafka(bootstrap_servers="127.0.0.1:1", timeout_s=0.5, topic_prefix=ready.kafka.topic_prefix)
     with closing(Monitor(ready.model_copy(update={"kafka": away}))) as monitor:
         monitor.measure(NOW)
     assert math.isnan(lag("ingest"))
+    assert math.isnan(value(metrics.TOPIC_END, raw, "0"))
+    assert [value(metrics.SYSTEM_UP, system) for system in ("kafka", "lake", "warehouse")] == [0, 1, 1]
     assert freshness("bronze") == 180.0

@@ -1,0 +1,1 @@
+"""Alerts and dashboards as code: `python -m dashboards` writes what Prometheus and Grafana read."""
