@@ -1,5 +1,7 @@
 """/metrics, /healthz (liveness) and /readyz (readiness) of a process, served by a daemon thread."""
 
+import logging
+import sys
 import threading
 import time
 from http import HTTPStatus
@@ -9,6 +11,8 @@ from prometheus_client import REGISTRY
 from prometheus_client.exposition import choose_encoder
 
 from pipeline.errors import BadInput
+
+log = logging.getLogger(__name__)
 
 
 class Health:
@@ -58,6 +62,13 @@ class Health:
         return (True, "ready") if self._why is None else (False, f"not ready: {self._why}")
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002 - http.server's signature
+        """A prober that hangs up before it has its answer is no news; anything else is a defect, and logged."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            log.exception("a request from %s failed", client_address)
+
+
 def serve(health: Health, host: str, port: int) -> ThreadingHTTPServer:
     """Start the server on `port` (0: any free one, see `server_port`). The caller shuts it down.
 
@@ -92,7 +103,7 @@ def serve(health: Health, host: str, port: int) -> ThreadingHTTPServer:
             """Probes come every few seconds: not worth a line each."""
 
     try:
-        server = ThreadingHTTPServer((host, port), Handler)
+        server = _Server((host, port), Handler)
     except OSError as error:
         raise BadInput(
             f"Cannot serve metrics on {host}:{port}: {error.strerror or error}.",

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import threading
 import time
 import urllib.error
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from pipeline.errors import BadInput, Conflict, Unreachable
+from pipeline.health import Health
 from pipeline.settings import Observability, Settings
 from pipeline.stage import Stage, poll, retrying, running
 
@@ -58,6 +60,17 @@ def test_a_ready_stage_whose_loop_stands_still_is_not_alive(stage: Stage) -> Non
     assert get(stage, "/healthz")[0] == 200
 
 
+def test_by_default_a_loop_that_stands_still_for_a_minute_is_wedged(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("pipeline.health.time.monotonic", lambda: now)
+    health = Health(Settings().observability.wedged_after_s)
+    health.ready()
+    now += 59.0
+    assert health.liveness() == (True, "alive")
+    now += 1.1
+    assert health.liveness() == (False, "wedged: the loop has not turned for 60 s")
+
+
 def test_a_stage_that_recovers_for_long_stays_alive(stage: Stage) -> None:
     stage.unready("recovers")
     stage.stopping.wait(0.3)
@@ -68,10 +81,34 @@ def test_metrics_name_the_stage_and_the_version(stage: Stage) -> None:
     status, text = get(stage, "/metrics")
     assert status == 200
     assert 'pipeline_info{stage="ingest",version="' in text
+    assert 'pipeline_loop_still_seconds{stage="ingest"} ' in text
 
 
 def test_an_unknown_path_lists_what_there_is(stage: Stage) -> None:
     assert get(stage, "/") == (404, "/metrics /healthz /readyz\n")
+
+
+def test_a_prober_that_hangs_up_is_no_news(stage: Stage, capfd: pytest.CaptureFixture[str]) -> None:
+    before = threading.active_count()
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", stage.port)) as prober:
+            prober.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, not an end
+            prober.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        stage.stopping.wait(0.01)
+    assert get(stage, "/healthz")[0] == 200
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_request_that_fails_is_logged_as_everything_else(
+    stage: Stage, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.health.choose_encoder", lambda _accept: 1 / 0)
+    with pytest.raises(OSError, match=r"closed|reset"):
+        get(stage, "/metrics")
+    told = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert "ZeroDivisionError" in told[-1]["trace"]
 
 
 def test_a_busy_port_is_a_clear_error() -> None:
