@@ -84,7 +84,7 @@ up: ## Everything in containers (Docker with Compose; .env from .env.example), u
 	docker compose up --build --detach
 	@echo "Waiting for rows in Gold ..."; for i in $$(seq 90); do \
 	if docker compose exec -T gold pipeline query "SELECT sensor_id FROM gold.sensor_5min LIMIT 1" --format json 2>/dev/null \
-	| grep -q sensor_id; then echo "Kafka 127.0.0.1:9092, S3 http://127.0.0.1:8333, PostgreSQL 127.0.0.1:15432, dashboard http://127.0.0.1:5006"; \
+	| grep -q sensor_id; then echo "Kafka 127.0.0.1:9092, S3 http://127.0.0.1:8333, PostgreSQL 127.0.0.1:15432, dashboard http://127.0.0.1:5006, Grafana http://127.0.0.1:3000"; \
 	exit 0; fi; sleep 2; done; echo "No rows in Gold after three minutes:"; docker compose ps; exit 1
 
 down: ## Stop the containers; what they kept stays (ARGS=--volumes: it goes)

@@ -143,12 +143,12 @@ def _processes(settings: Settings) -> Iterator[Alert]:
         )  # fmt: skip
     yield Alert(
         "InstanceDown", "warning", f'up{{job=~"{"|".join(PORTS)}"}} == 0', "2m",
-        "{{ $labels.instance }} of {{ $labels.job }} does not answer",
+        "{{ $labels.instance }} of {{ $labels.job }} does not answer", stage="{{ $labels.job }}",
     )  # fmt: skip
     yield Alert(
         "StageRestarting", "warning",
         f'sum by (environment, job) (changes(process_start_time_seconds{{job=~"{"|".join(PORTS)}"}}[15m])) > 2', "0m",
-        "{{ $labels.job }} was started {{ $value }} times within 15 minutes",
+        "{{ $labels.job }} was started {{ $value }} times within 15 minutes", stage="{{ $labels.job }}",
     )  # fmt: skip
     yield Alert(
         "StageNotReady", "warning", "max by (environment, stage) (pipeline_ready) == 0", "5m",

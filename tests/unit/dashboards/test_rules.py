@@ -1,7 +1,6 @@
 """Prometheus's rules: where they come from, when each alert fires and when it stays silent, and its runbook."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,13 +8,13 @@ import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
 from dashboards import rules
-from dashboards.__main__ import DIRECTORY, files
+from dashboards.__main__ import ROOT, files
 from pipeline import metrics
 from pipeline.errors import BadInput
 from pipeline.settings import Objectives, Observability, Settings
 from tests.tools import succeed
 
-ROOT = Path(__file__).parents[3]
+DIRECTORY = ROOT / "dashboards"
 CONTENT = rules.content(Settings())
 RULES: list[dict[str, Any]] = [rule for group in CONTENT["groups"] for rule in group["rules"]]
 ALERTS = [rule for rule in RULES if "alert" in rule]
@@ -32,7 +31,7 @@ SAMPLES = {
 
 def test_what_is_checked_in_is_what_the_objectives_say() -> None:
     for name, content in files(Settings()).items():
-        assert (DIRECTORY / name).read_text() == content, "run: python -m dashboards"
+        assert (ROOT / name).read_text() == content, "run: python -m dashboards"
 
 
 def test_promtool_has_nothing_to_say() -> None:
