@@ -1,7 +1,7 @@
 # Needs python3 (3.11 or newer) and make; everything else goes into .venv.
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format types audit requirements check-requirements bench bench-load bench-validation bench-detect bench-latency parity \
-	eval faults up down image check-image check-deploy check-terraform clean
+	eval faults check-dashboards drill up down image check-image check-deploy check-terraform clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -72,6 +72,12 @@ parity: setup ## A million readings and kills of detect: its flags are Silver's,
 
 faults: setup ## Faults, seeded, against a whole pipeline, and an audit (FAULT_SEED, FAULT_ROUNDS; ARGS=--quick)
 	@$(BIN)/python -m tests.faults.schedule $(ARGS)
+
+check-dashboards: setup ## Every panel and rule on a real Prometheus that scrapes a demo (Debian: prometheus)
+	@$(BIN)/python -m tests.observability.check $(ARGS)
+
+drill: setup ## Faults that have to set off alerts, up to a real Alertmanager (Debian: prometheus, prometheus-alertmanager)
+	@$(BIN)/python -m tests.observability.drill
 
 eval: setup ## How well anomalies are found, on labelled data (ARGS="--grid": how the defaults were chosen)
 	@$(BIN)/python -m benchmarks.detection $(ARGS)

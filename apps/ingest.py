@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from contracts.registry import RegistryError, load_registry
-from contracts.wire import LABEL_HEADER, DeadLetterHeader
+from contracts.wire import LABEL_HEADER, DeadLetterHeader, Reason
 from pipeline import __version__, kafka, kafka_errors, metrics, offsets
 from pipeline.deadshare import DeadShare
 from pipeline.decode import Dead, RawMessages, decode
@@ -52,6 +52,8 @@ def run(settings: Settings, *, until_caught_up: bool = False) -> None:
         targets = None
         if until_caught_up:
             targets = retrying(settings, "see what is there", lambda: offsets.end_offsets(settings, kafka.RAW))
+        for reason in Reason:
+            metrics.DEAD_LETTERS.labels(reason=reason.value)
         work = _Work(settings, stage, sensor_types, partitions, targets, DeadShare(settings.ingest))
         gc.freeze()  # what stays is not looked through again for each 20,000 new messages: a quarter of the CPU time
         while not retrying(settings, f"work off {kafka.RAW}", work.until_trouble):

@@ -18,7 +18,7 @@ import polars as pl
 from deltalake import DeltaTable
 
 from contracts.registry import Registry, load_registry
-from contracts.tables import BRONZE_READINGS, SILVER_QUARANTINE, SILVER_READINGS, Table
+from contracts.tables import BRONZE_READINGS, SILVER_QUARANTINE, SILVER_READINGS, Rule, Table
 from pipeline import history, metrics, rebuild
 from pipeline.ceiling import Window
 from pipeline.copies import Copies, first_readings
@@ -358,6 +358,8 @@ def run(settings: Settings, *, until_caught_up: bool = False) -> None:
         registry = load_registry(settings.registry)
         prepare(registry, settings.detection)
         silver = Silver(settings, lake, registry, stage.beat)
+        for rule in Rule:
+            metrics.QUARANTINED.labels(rule=rule.value)
 
         def cycle() -> int:
             while True:

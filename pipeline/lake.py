@@ -70,6 +70,8 @@ class Lake:
 
         Raises MigrationDue where it has the layout of the version before, else as `open` does.
         """
+        for counter in (metrics.LAKE_CONFLICTS, metrics.LAKE_FAILURES):
+            counter.labels(table=table.path)
         try:
             opened = self.open(table)
         except NotSetUp:

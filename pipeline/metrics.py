@@ -1,7 +1,8 @@
 """The closed list of metrics. Labels are bounded: stages, tables, reasons and partitions, never sensors.
 
 Alerts and dashboards use these names only, and beside them `up` and what prometheus_client says of a process
-(`process_*`). Times are seconds; counters start at 0 with the process. A gauge that nobody can tell is NaN.
+(`process_*`). Times are seconds; counters start at 0 with the process, and are shown from then on where the values of
+their labels are known. A gauge that nobody can tell is NaN.
 """
 
 from prometheus_client import Counter, Gauge, Histogram, Info

@@ -66,6 +66,8 @@ def check_group(settings: Settings, stage: str, name: str) -> None:
     what expired unread is told, as `tell_expired` does.
     """
     low, end = low_offsets(settings, name), end_offsets(settings, name)
+    for partition in low:
+        metrics.EXPIRED.labels(stage=stage, partition=str(partition))
     for partition, at in committed(settings, settings.group(stage), name).items():
         if at > end[partition]:
             why = f"has nothing from {end[partition]} on in partition {partition}, where {at} comes next"

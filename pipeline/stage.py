@@ -100,6 +100,7 @@ def running(name: str, settings: Settings) -> Iterator[Stage]:
     stage.port = server.server_port
     metrics.INFO.info({"stage": name, "version": __version__})
     metrics.LOOP_STILL.labels(stage=name).set_function(lambda: health.still_s)
+    metrics.RETRIES.labels(stage=name)
     stage.unready("starting")
     token = _current.set(stage)
     try:

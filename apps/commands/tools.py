@@ -1,12 +1,13 @@
 """Commands that answer and exit, and the demo."""
 
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from apps.commands.options import Json, tool_settings
+from apps.commands.options import Json, moment, tool_settings
 
 app = typer.Typer()
 
@@ -42,6 +43,25 @@ def query(
     from apps.query import run
 
     run(settings, sql, output=output.value, limit=limit)
+
+
+@app.command()
+def trace(
+    event_id: Annotated[str, typer.Argument(help="As the device gave it.")],
+    since: Annotated[
+        datetime | None,
+        typer.Option(parser=moment, metavar="TIME", help="Look only at what came from that day on: quicker."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say where a reading is. Exit 0: found, 1: not.
+
+    From its raw message through Bronze, Silver and Gold to the warehouse, or why it went no further.
+    """
+    settings = tool_settings("trace")
+    from apps.trace import run
+
+    raise typer.Exit(run(settings, event_id, since=since, as_json=as_json))
 
 
 @app.command()
