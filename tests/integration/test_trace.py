@@ -1,4 +1,4 @@
-"""Four messages on their way, asked after at each step: one that is well, its copy, an impossible and a broken one."""
+"""Four messages on their way, asked after at each step: one is well, one its copy, one impossible, one broken."""
 
 import json
 from datetime import UTC, datetime, timedelta
