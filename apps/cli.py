@@ -26,7 +26,7 @@ from apps.commands import (
     topics,
     warehouse,
 )
-from apps.commands.options import DEBUG
+from apps.commands.options import DEBUG, LOG_LEVEL, Level, leading
 from pipeline.errors import PipelineError
 
 app = typer.Typer(
@@ -58,9 +58,19 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _set_level(level: Level | None) -> None:
+    LOG_LEVEL.set(level)
+
+
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks. May stand after any command.")] = False,
+    log_level: Annotated[
+        Level | None,
+        typer.Option(
+            case_sensitive=False, help="Of the logs on stderr. May stand after any command.", callback=_set_level
+        ),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True)
     ] = False,
@@ -89,7 +99,7 @@ def main() -> None:
     if not DEBUG:
         logging.captureWarnings(capture=True)  # deprecations inside libraries are not the user's business
         logging.getLogger("py.warnings").setLevel(logging.ERROR)
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    arguments = leading([argument for argument in sys.argv[1:] if argument != "--debug"], "--log-level")
     try:
         typer.main.get_command(app)(arguments, prog_name="pipeline")  # app() would set a hook of its own
     except PipelineError as error:

@@ -112,7 +112,10 @@ class _Work:
             sink.commit_transaction(settings.kafka.timeout_s)
         self.positions |= positions
         self.unknown_fields.look(output.raw.values)
-        _count(output, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        _count(output, seconds)
+        batch = {"rows": len(messages), "dead": len(output.dead), "next_offsets": positions, "seconds": seconds}
+        log.debug("committed a batch", extra={"batch": batch})
 
     def _caught_up(self, idle: bool) -> bool:
         """Whether everything below the targets is committed, by this instance or by others of the group."""

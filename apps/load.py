@@ -144,8 +144,11 @@ class Loader:
                 return 0
             raise
         metrics.EVENTS.labels(stage="load", outcome="ok").inc(rows)
-        metrics.BATCH_SECONDS.labels(stage="load").observe(time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        metrics.BATCH_SECONDS.labels(stage="load").observe(seconds)
         metrics.BATCH_ROWS.labels(stage="load").observe(rows)
+        batch = {"table": fact.name, "rows": rows, "gold_version": job.target.version, "seconds": seconds}
+        log.debug("committed", extra={"batch": batch})
         return rows
 
     def plan(self, fact: Fact, *, refresh: bool = False, since: datetime | None = None) -> Job:

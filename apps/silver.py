@@ -148,7 +148,11 @@ class Silver:
         self._deliver(tables, self._known)
         self._store.drop((known.manifest.names if known.manifest else frozenset()) - manifest.names)
 
-        _count(readings, refined, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        _count(readings, refined, seconds)
+        log.debug(
+            "committed", extra={"batch": {"rows": len(readings), "bronze": [first, target], "seconds": seconds}}
+        )
         return len(readings)
 
     def opened(self, now: datetime) -> tuple[Tables, Known]:

@@ -157,7 +157,11 @@ class Detector(BaseSink):  # type: ignore[misc]  # Quix has no types
             self._write(partition, [worked.sensor_ids[number] for number in numbers], kept[-1].offset)
             begin = end
         metrics.STATE_SENSORS.set(len(self._memory))
-        _count(readings, worked, flagged, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        _count(readings, worked, flagged, seconds)
+        last = {partition: kept[-1].offset for partition, kept in new.items()}
+        batch = {"rows": len(readings), "flagged": len(flagged), "last_offsets": last, "seconds": seconds}
+        log.debug("worked off a batch", extra={"batch": batch})
 
     def _not_yet_worked(self, partition: int, kept: list[_Batch]) -> list[_Batch]:
         """Without what the state has: of a partition that was lost, worked off elsewhere, and came back."""

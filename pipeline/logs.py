@@ -1,18 +1,20 @@
 """Logging: one handler for everything, text on a terminal and one JSON object a line otherwise.
 
 Messages name offsets, counts and reasons, never payloads. Whatever a library puts into a message, the values of
-our secrets are masked in it.
+our secrets are masked in it. What a batch was (rows, offsets, versions) goes along as `extra={"batch": {...}}`, at
+DEBUG for each one.
 """
 
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TextIO
 
 from pydantic import BaseModel, SecretStr
 
+from pipeline import __version__
 from pipeline.settings import Settings
 
 LIBRDKAFKA = "librdkafka"
@@ -36,13 +38,16 @@ class Formatter(logging.Formatter):
         trace = self.formatException(record.exc_info) if record.exc_info else None
         message = self._masked(record.getMessage())
         trace = self._masked(trace) if trace else None
+        batch: Mapping[str, object] = getattr(record, "batch", {})
         if self._as_json:
-            fields = {"time": time, "level": record.levelname, "stage": self._stage, "logger": record.name}
-            fields["message"] = message
+            fields: dict[str, object] = {"time": time, "level": record.levelname, "stage": self._stage}
+            fields["logger"] = record.name
+            fields |= {"version": __version__, "message": message} | ({"batch": batch} if batch else {})
             if trace:
                 fields["trace"] = trace
             return json.dumps(fields, ensure_ascii=False)
-        line = f"{time} {record.levelname:<7} {self._stage}: {message}"
+        told = "".join(f" {name}={value}" for name, value in batch.items())
+        line = f"{time} {record.levelname:<7} {self._stage}: {message}{told}"
         return f"{line}\n{trace}" if trace else line
 
     def _masked(self, text: str) -> str:

@@ -8,6 +8,7 @@ the earlier ones repeat the old one, which fences them just as well. A crash bet
 right already and will be replaced by the same rows again: replacing a window by its content changes nothing.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from pipeline.quality import require
 from pipeline.windows import Grid, sql
 
 TIME = pl.Datetime("us", "UTC")
+
+log = logging.getLogger(__name__)
 
 _REOPEN_AFTER = 100
 """Cycles with one pair of table objects; a held one grows with the log."""
@@ -126,7 +129,10 @@ class Refresh:
         if not self._replace(source, target, changes, done, version):
             return 0
         self._recent_at = version
-        self._count(changes, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        self._count(changes, seconds)
+        batch = {"table": self.name, "rows": changes.rows, "source": [done + 1, version], "seconds": seconds}
+        log.debug("committed", extra={"batch": batch})
         return changes.rows
 
     def _count(self, changes: Changes, seconds: float) -> None:

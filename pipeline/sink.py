@@ -179,7 +179,10 @@ class DeltaSink(BaseSink):  # type: ignore[misc]  # Quix has no types
             self._after_error(error, versions)
         self._commits += 1
         self._succeed()
-        _count(decoded, time.monotonic() - started, now)
+        seconds = time.monotonic() - started
+        _count(decoded, seconds, now)
+        batch = {"table": self._definition.path, "rows": decoded.rows.height, "last": versions, "seconds": seconds}
+        log.debug("committed a batch", extra={"batch": batch})
 
     def _not_yet_in(self, table: DeltaTable) -> tuple[list[Message], dict[str, int]]:
         """The messages after each partition's last offset in the table, and what will be the last then."""

@@ -2,7 +2,9 @@
 
 import re
 import sys
+from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -36,6 +38,29 @@ DEBUG = "--debug" in sys.argv[1:]
 """It may stand after any command."""
 
 
+class Level(StrEnum):
+    """Of logs: this and what is worse."""
+
+    DEBUG = "DEBUG"
+    INFO = "INFO"
+    WARNING = "WARNING"
+    ERROR = "ERROR"
+
+
+LOG_LEVEL: ContextVar[Level | None] = ContextVar("log level", default=None)
+"""What --log-level says."""
+
+
+def leading(arguments: list[str], option: str) -> list[str]:
+    """The arguments with an option of the whole program, and its value, before the command, wherever they stood."""
+    for at, argument in enumerate(arguments):
+        if argument.startswith(f"{option}="):
+            return [argument, *arguments[:at], *arguments[at + 1 :]]
+        if argument == option:
+            return [*arguments[at : at + 2], *arguments[:at], *arguments[at + 2 :]]
+    return arguments
+
+
 def group(help: str) -> typer.Typer:
     """An empty group of commands."""
     return typer.Typer(help=help, no_args_is_help=True, rich_markup_mode=None)
@@ -45,16 +70,19 @@ def stage_settings() -> "Settings":
     """Settings of a command that works until it is stopped."""
     from pipeline.settings import load_settings
 
-    return load_settings()
+    settings, level = load_settings(), LOG_LEVEL.get()
+    if level is None:
+        return settings
+    observability = settings.observability.model_copy(update={"log_level": level.value})
+    return settings.model_copy(update={"observability": observability})
 
 
 def tool_settings(name: str) -> "Settings":
     """Settings of a command that answers and exits: of its logs, only errors matter."""
     from pipeline import logs
-    from pipeline.settings import load_settings
 
-    settings = load_settings()
-    logs.configure(name, settings, "DEBUG" if DEBUG else "CRITICAL")
+    settings = stage_settings()
+    logs.configure(name, settings, LOG_LEVEL.get() or ("DEBUG" if DEBUG else "CRITICAL"))
     return settings
 
 

@@ -188,3 +188,19 @@ def test_a_stage_stops_with_exit_0_on_sigterm_while_it_waits_for_its_source(tmp_
         started = time.monotonic()
         assert stage.wait(30) == 0
         assert time.monotonic() - started < 15
+
+
+def test_the_level_of_logs_may_be_said_on_the_command_line() -> None:
+    """The broker's port is nobody's: the retries of a stage are warnings."""
+    nowhere = {
+        "PIPELINE_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1",
+        "PIPELINE_RETRY_S": "0.1",
+        "PIPELINE_OBSERVABILITY__PORT": "0",
+    }
+    quiet, loud = (
+        pipeline("ingest", "--log-level", "error", **nowhere),
+        pipeline("ingest", "--log-level", "info", **nowhere),
+    )
+    assert quiet.returncode == loud.returncode == 3
+    assert "started version" not in quiet.stderr
+    assert "started version" in loud.stderr

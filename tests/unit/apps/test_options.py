@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import typer
 
-from apps.commands.options import moment
+from apps.commands.options import leading, moment
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,17 @@ def test_a_time_may_be_so_long_ago(text: str, ago: int) -> None:
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(typer.BadParameter):
         moment(text)
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ("ingest", "ingest"),
+        ("--log-level DEBUG ingest", "--log-level DEBUG ingest"),
+        ("ingest --until-caught-up --log-level DEBUG", "--log-level DEBUG ingest --until-caught-up"),
+        ("dlq list --log-level=error --since 1d", "--log-level=error dlq list --since 1d"),
+        ("ingest --log-level", "--log-level ingest"),
+    ],
+)
+def test_an_option_of_the_whole_program_may_stand_anywhere(given: str, taken: str) -> None:
+    assert leading(given.split(), "--log-level") == taken.split()

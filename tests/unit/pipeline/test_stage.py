@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import struct
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from pipeline import __version__
 from pipeline.errors import BadInput, Conflict, Unreachable
 from pipeline.health import Health
 from pipeline.settings import Observability, Settings
@@ -231,9 +233,19 @@ def test_logs_are_json_off_a_terminal_and_hold_no_secret(capfd: pytest.CaptureFi
 
     settings = Settings(observability=Observability(port=0))
     with running("bronze", settings):
-        logging.getLogger("quixstreams").warning("password is %s", "pipeline-local")
+        logging.getLogger("quixstreams").warning("password is %s", "pipeline-local", extra={"batch": {"rows": 3}})
     lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
     assert [line["stage"] for line in lines] == ["bronze"] * 3
     warned = next(line for line in lines if line["level"] == "WARNING")
     assert warned["message"] == "password is **********"
+    assert (warned["version"], warned["batch"]) == (__version__, {"rows": 3})
     assert warned["time"].endswith("Z")
+
+
+def test_logs_for_a_person_are_a_line_each_with_what_a_batch_was(capfd: pytest.CaptureFixture[str]) -> None:
+    import logging
+
+    with running("gold", Settings(observability=Observability(port=0, log_format="text"))):
+        logging.getLogger("pipeline").warning("slow", extra={"batch": {"rows": 3, "source": [4, 5]}})
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "WARNING" in line]
+    assert re.fullmatch(r"\S+Z WARNING gold: slow rows=3 source=\[4, 5\]", line)
