@@ -194,6 +194,7 @@ def test_the_level_of_logs_may_be_said_on_the_command_line() -> None:
     """The broker's port is nobody's: the retries of a stage are warnings."""
     nowhere = {
         "PIPELINE_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1",
+        "PIPELINE_KAFKA__TIMEOUT_S": "0.5",
         "PIPELINE_RETRY_S": "0.1",
         "PIPELINE_OBSERVABILITY__PORT": "0",
     }
