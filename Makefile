@@ -1,6 +1,6 @@
 # Needs python3 (3.11 or newer) and make; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types audit requirements check-requirements bench bench-load bench-validation bench-detect bench-latency parity \
+.PHONY: help setup demo test lint format types audit requirements check-requirements bench bench-load bench-validation bench-metrics bench-detect bench-latency parity \
 	eval faults check-dashboards drill up down image check-image check-deploy check-terraform clean
 
 PYTHON ?= python3
@@ -60,6 +60,9 @@ bench: setup ## Readings per second and CPU per reading of each stage
 
 bench-load: setup ## Changed rows of Gold a second into PostgreSQL
 	@$(BIN)/python -m benchmarks.load $(ARGS)
+
+bench-metrics: setup ## What the metrics cost ingest, and a scrape
+	@$(BIN)/python -m benchmarks.metrics $(ARGS)
 
 bench-detect: setup ## detect alone on one core: 50, 2,000, 100,000 sensors, sparse data (needs Java)
 	@$(BIN)/python -m benchmarks.detect $(ARGS)

@@ -8,12 +8,14 @@ transaction is aborted, both clients are closed, and the messages are read again
 import gc
 import logging
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+import polars as pl
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from contracts.registry import RegistryError, load_registry
@@ -113,7 +115,7 @@ class _Work:
         self.positions |= positions
         self.unknown_fields.look(output.raw.values)
         seconds = time.monotonic() - started
-        _count(output, seconds)
+        count(output, seconds)
         batch = {"rows": len(messages), "dead": len(output.dead), "next_offsets": positions, "seconds": seconds}
         log.debug("committed a batch", extra={"batch": batch})
 
@@ -269,8 +271,12 @@ def translate(
     raw = raw_messages(messages)
     valid, dead = decode(raw, sensor_types=sensor_types, now=now, clock_skew_s=settings.ingest.clock_skew_s)
     letters = [dead_letter(messages[each.row], each) for each in dead]
-    by_type = dict(valid["sensor_type"].value_counts().iter_rows())
-    return Output(raw, by_type, pack(valid, partitions), dead, letters)
+    return Output(raw, by_type(valid), pack(valid, partitions), dead, letters)
+
+
+def by_type(readings: pl.DataFrame) -> dict[str, int]:
+    """How many there are of each sensor type."""
+    return dict(readings["sensor_type"].value_counts().iter_rows())
 
 
 def produce(settings: Settings, sink: Producer, output: Output, partitions: int) -> None:
@@ -328,13 +334,14 @@ def dead_letter(message: Message, dead: Dead) -> dict[str, Any]:
     return {"key": key, "value": value, "headers": headers, "partition": message.partition()}
 
 
-def _count(output: Output, seconds: float) -> None:
+def count(output: Output, seconds: float) -> None:
+    """Into the metrics: what became of a batch, which took so long."""
     metrics.EVENTS.labels(stage=STAGE, outcome="ok").inc(sum(output.readings.values()))
-    for sensor_type, count in output.readings.items():
-        metrics.READINGS.labels(sensor_type=sensor_type).inc(count)
+    for sensor_type, readings in output.readings.items():
+        metrics.READINGS.labels(sensor_type=sensor_type).inc(readings)
     metrics.EVENTS.labels(stage=STAGE, outcome="dead").inc(len(output.dead))
-    for each in output.dead:
-        metrics.DEAD_LETTERS.labels(reason=each.reason.value).inc()
+    for reason, letters in Counter(each.reason.value for each in output.dead).items():
+        metrics.DEAD_LETTERS.labels(reason=reason).inc(letters)
     metrics.BATCH_SECONDS.labels(stage=STAGE).observe(seconds)
     metrics.BATCH_ROWS.labels(stage=STAGE).observe(len(output.raw.values))
     metrics.LATENCY.labels(stage=STAGE).observe(max(0.0, time.time() - min(output.raw.timestamps_ms) / 1000))

@@ -41,7 +41,7 @@ EMPTY = {
 """What has no data in a demo that is well (a regular expression), and why."""
 
 SOMETIMES = {
-    "Health|pipeline:objective:kept of sensor health": "the last full hour has readings only if late ones fell into it",
+    "Health|pipeline:objective:kept of sensor health": "the last full hour has readings only if late ones were of it",
 }
 """The same, of what may have data or not."""
 
