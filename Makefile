@@ -1,7 +1,7 @@
 # Needs python3 (3.11 or newer) and make; everything else goes into .venv.
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format types audit requirements check-requirements bench bench-load bench-validation bench-metrics bench-detect bench-latency parity \
-	eval faults check-dashboards drill up down image check-image check-deploy check-terraform clean
+	soak-dashboard eval faults check-dashboards drill up down image check-image check-deploy check-terraform clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -72,6 +72,9 @@ bench-latency: setup ## From a reading's intended sending to its anomaly being r
 
 parity: setup ## A million readings and kills of detect: its flags are Silver's, its windows Gold's
 	@$(BIN)/python -m benchmarks.parity $(ARGS)
+
+soak-dashboard: setup ## The dashboard under 20 viewers for 10 minutes, and 200 sessions (ARGS="--minutes 2", --year)
+	@$(BIN)/python -m benchmarks.dashboard $(ARGS)
 
 faults: setup ## Faults, seeded, against a whole pipeline, and an audit (FAULT_SEED, FAULT_ROUNDS; ARGS=--quick)
 	@$(BIN)/python -m tests.faults.schedule $(ARGS)

@@ -124,7 +124,9 @@ def shifted(settings: Settings, offset: int) -> Settings:
             "kafka": kafka.model_copy(update={"bootstrap_servers": f"{host}:{int(port) + offset}"}),
             "lake": lake.model_copy(update={"endpoint_url": endpoint_url}),
             "warehouse": warehouse.model_copy(update={"port": warehouse.port + offset}),
-            "dashboard": dashboard.model_copy(update={"port": dashboard.port + offset}),
+            "dashboard": dashboard.model_copy(
+                update={"port": dashboard.port + offset, "monitor": f"{HOST}:{PORTS['monitor'] + offset}"}
+            ),
             "state_dir": directory(offset) / "state",
         }
     )

@@ -188,8 +188,20 @@ class Monitor(_Group):
 class Dashboard(_Group):
     """The Panel app."""
 
-    host: str = "127.0.0.1"
+    host: str = Field("127.0.0.1", description="Another than this machine's own needs a login")
     port: PositiveInt = 5006
+    origins: str = Field("", description="Other host:port that browsers have it by (behind a proxy), with spaces")
+    password: SecretStr | None = Field(None, description="What viewers log in with, under any name")
+    oauth_provider: Literal["auth0", "azure", "bitbucket", "generic", "github", "gitlab", "google", "okta"] | None = (
+        Field(None, description="Instead of a password; `generic` is OpenID Connect by PANEL_OAUTH_* variables")
+    )
+    oauth_key: str | None = Field(None, description="Client id")
+    oauth_secret: SecretStr | None = Field(None, description="Client secret")
+    oauth_redirect_uri: str | None = Field(None, description="Address that the provider sends viewers back to")
+    cookie_secret: SecretStr | None = Field(None, description="Signs logins; None: they end with the process")
+    monitor: str = Field(
+        "127.0.0.1:9108", pattern=r"^[^:/]+:\d+$", description="host:port of monitor's metrics: lags"
+    )
 
 
 class Settings(BaseSettings):

@@ -1,38 +1,54 @@
-"""dashboard: one page from Gold, served by Panel until stopped."""
+"""dashboard: the lake in the browser, five pages, served by Panel until stopped."""
 
-from datetime import UTC, datetime
+from collections.abc import Callable
 
 import panel as pn
-import polars as pl
 from tornado.ioloop import PeriodicCallback
 
-from apps.dashboard.data import Snapshot, Snapshots, freshness
+from apps.dashboard.access import origins, rules
+from apps.dashboard.cache import Cache
+from apps.dashboard.frame import PageKind, render
+from apps.dashboard.health import Health
+from apps.dashboard.heatmap import Heatmap
+from apps.dashboard.overview import Overview
+from apps.dashboard.source import Source
+from apps.dashboard.timeline import Timeline
+from apps.dashboard.trends import Trends
 from pipeline.errors import BadInput
-from pipeline.lake import Lake
 from pipeline.settings import Settings
 from pipeline.stage import running
 
-_REFRESH_MS = 5_000
-_UNUSED_SESSION_MS = 30_000
+PAGES = (
+    PageKind("", "Overview", "How the fleet is now, where, and what is out of the ordinary.", Overview),
+    PageKind("trends", "Trends", "Sensors over time: drag to zoom, and the resolution follows.", Trends),
+    PageKind("heatmap", "Heatmap", "Locations over time, or by what they measure.", Heatmap),
+    PageKind("timeline", "Timeline", "What was out of the ordinary, when, and why.", Timeline),
+    PageKind("health", "Pipeline", "Each stage's pace, lag and freshness; bad data; the books.", Health),
+)
+
+_UNUSED_SESSION_MS = 15_000
+_TICK_MS = 200
 
 
 def run(settings: Settings) -> None:
-    """Serve the page. Raises BadInput where its port is taken."""
+    """Serve the pages. Raises BadInput where the port is taken, or anybody could come in from another machine."""
     address = settings.dashboard
-    with running("dashboard", settings) as stage:
-        snapshots = Snapshots(Lake(settings.lake))
+    login = rules(address)
+    with running("dashboard", settings) as stage, Cache(Source(settings)) as cache:
+        pages = {kind.path or "/": _maker(kind, cache, logout=bool(login)) for kind in PAGES}
         try:
             server = pn.serve(
-                lambda: page(snapshots),
+                pages,
                 address=address.host,
                 port=address.port,
-                websocket_origin=[f"{address.host}:{address.port}", f"localhost:{address.port}"],
-                title="IoT pipeline",
+                websocket_origin=origins(address),
+                title={kind.path or "/": kind.title for kind in PAGES},
                 show=False,
                 start=False,
                 verbose=False,
                 unused_session_lifetime_milliseconds=_UNUSED_SESSION_MS,
-                check_unused_sessions_milliseconds=_UNUSED_SESSION_MS // 2,
+                check_unused_sessions_milliseconds=_UNUSED_SESSION_MS // 3,
+                **login,
             )
         except OSError as error:
             raise BadInput(
@@ -45,7 +61,7 @@ def run(settings: Settings) -> None:
             if stage.stopping.is_set():
                 server.io_loop.stop()
 
-        ticking = PeriodicCallback(tick, 200)
+        ticking = PeriodicCallback(tick, _TICK_MS)
         server.start()
         ticking.start()
         stage.ready()
@@ -54,41 +70,6 @@ def run(settings: Settings) -> None:
         server.stop()
 
 
-def page(snapshots: Snapshots) -> pn.viewable.Viewable:
-    """The page of one session, which refreshes itself."""
-    body = pn.Column(sizing_mode="stretch_width")
-
-    def refresh() -> None:
-        now = datetime.now(UTC)
-        body[:] = content(snapshots.at(now), now)
-
-    refresh()
-    pn.state.add_periodic_callback(refresh, period=_REFRESH_MS)
-    return body
-
-
-def content(snapshot: Snapshot, now: datetime) -> list[pn.viewable.Viewable]:
-    """What is on the page: freshness, what is wrong, figures, locations, anomalies."""
-    shown = [pn.pane.Markdown("# IoT pipeline"), pn.pane.Str(freshness(snapshot, now))]
-    if snapshot.problem:
-        shown.append(pn.pane.Alert(f"Not everything could be read: {snapshot.problem}", alert_type="warning"))
-    if snapshot.day is not None and not snapshot.day.is_empty():
-        shown += [pn.Row(*_figures(snapshot.day)), pn.pane.Markdown("## Newest day"), _table(snapshot.day)]
-    if snapshot.anomalies is not None:
-        shown += [pn.pane.Markdown("## Last anomalies"), _table(snapshot.anomalies)]
-    return shown
-
-
-def _figures(day: pl.DataFrame) -> list[pn.viewable.Viewable]:
-    readings, anomalies = int(day["readings"].sum()), int(day["anomalies"].sum())
-    health = day["health_pct"].mean()
-    return [
-        pn.indicators.Number(name="Series", value=int(day["sensors"].sum()), format="{value:,}"),
-        pn.indicators.Number(name="Readings", value=readings, format="{value:,}"),
-        pn.indicators.Number(name="Anomalies", value=anomalies, format="{value:,}"),
-        pn.indicators.Number(name="Health", value=health, format="{value:.1f} %", nan_format="-"),
-    ]
-
-
-def _table(rows: pl.DataFrame) -> pn.viewable.Viewable:
-    return pn.pane.DataFrame(rows.to_pandas(), index=False, escape=True)
+def _maker(kind: PageKind, cache: Cache, *, logout: bool) -> Callable[[], pn.Template]:
+    """A function proper, which is what Panel calls for each session."""
+    return lambda: render(kind, PAGES, cache, logout=logout)

@@ -16,6 +16,7 @@ def test_an_offset_moves_every_port_and_the_state() -> None:
         "PIPELINE_LAKE__ENDPOINT_URL": "http://127.0.0.1:8433",
         "PIPELINE_WAREHOUSE__PORT": "15532",
         "PIPELINE_DASHBOARD__PORT": "5106",
+        "PIPELINE_DASHBOARD__MONITOR": "127.0.0.1:9208",
         "PIPELINE_STATE_DIR": ".demo/ports-100/state",
     }
 

@@ -1,0 +1,225 @@
+"""One cache for all viewers: questions, and their newest answers, read in the background.
+
+A question is a value. Two viewers who ask the same question cost one query, and an answer is read anew only when a
+table under it has another version. Who asks never waits: there is always an answer, if only that there is none yet.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from threading import Event, Lock, Thread
+from typing import Any, Generic, Protocol, TypeVar
+
+from apps.dashboard.source import Source, Version
+from contracts.tables import Table
+from pipeline import errors
+from pipeline.errors import PipelineError
+
+POLL_S = 1.0
+"""Between two looks at the versions of the tables that somebody is looking at."""
+ASKED_WITHIN_S = 10.0
+"""A question that nobody asked for so long is not answered again ..."""
+KEPT_FOR_S = 120.0
+"""... and after so long its answer is given up."""
+LEAST_GAP_S = 1.0
+"""Between two readings of an answer; of one that takes long, four times as long as it took."""
+MOST_KEPT = 256
+"""Answers held, at most."""
+_WORKERS = 2
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+log = logging.getLogger(__name__)
+
+
+class Question(Hashable, Protocol[T_co]):
+    """What somebody wants to know. `tables` are those that it reads; `every`: read again after so long even where
+    they did not change, since the answer depends on the time (None: it does not).
+    """
+
+    @property
+    def tables(self) -> tuple[Table, ...]: ...
+    @property
+    def every(self) -> timedelta | None: ...
+    def answer(self, source: Source, now: datetime) -> T_co:
+        """Read it. Raises PipelineErrors."""
+        ...
+
+
+@dataclass(frozen=True)
+class Answer(Generic[T]):
+    """The newest that is known."""
+
+    value: T | None = None
+    """None: not known (yet); see `problem`."""
+    confirmed: datetime | None = None
+    """When `value` was last known to be the newest that the lake has; None: never."""
+    problem: str = ""
+    """Why it cannot be read at the moment; for the viewer, so without addresses or names of files."""
+    number: int = 0
+    """Another one where value or problem is."""
+
+
+@dataclass
+class _Entry:
+    question: Question[Any]
+    answer: Answer[Any] = field(default_factory=Answer)
+    asked: float = field(default_factory=time.monotonic)
+    versions: list[Version] | None = None
+    began: float = -1e9
+    took: float = 0.0
+    running: bool = False
+
+
+class Cache:
+    """Start it with `with`; its threads end with the block."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.queries = 0
+        """Answers read so far."""
+        self._entries: dict[Question[Any], _Entry] = {}
+        self._listeners: set[Callable[[], None]] = set()
+        self._lock = Lock()
+        self._wake, self._stopping = Event(), Event()
+        self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="answer")
+        self._watcher = Thread(target=self._watch, name="versions", daemon=True)
+        self._numbers = 0
+
+    def __enter__(self) -> "Cache":
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._wake.set()
+        self._watcher.join()
+        self._pool.shutdown(cancel_futures=True)
+
+    @property
+    def stopping(self) -> bool:
+        """Long work ends where it may."""
+        return self._stopping.is_set()
+
+    def ask(self, question: Question[T]) -> Answer[T]:
+        """The newest answer; ask again to keep it new."""
+        with self._lock:
+            entry = self._entries.get(question)
+            if entry is None:
+                entry = self._entries[question] = _Entry(question)
+                self._wake.set()
+            elif time.monotonic() - entry.asked >= ASKED_WITHIN_S:
+                self._wake.set()  # an old one, and nobody looked whether it still is the newest
+            entry.asked = time.monotonic()
+            return entry.answer
+
+    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call `listener`, in another thread, whenever an answer is another. Returns what ends that."""
+        with self._lock:
+            self._listeners.add(listener)
+        return lambda: self._listeners.discard(listener)
+
+    def _watch(self) -> None:
+        while not self._stopping.is_set():
+            self._wake.clear()
+            self.look()
+            self._wake.wait(POLL_S)
+
+    def look(self) -> None:
+        """See which tables have another version, and have read anew what stands on them."""
+        self._forget()
+        with self._lock:
+            wanted = [entry for entry in self._entries.values() if time.monotonic() - entry.asked < ASKED_WITHIN_S]
+        versions: dict[str, Version] = {}
+        problems: dict[str, str] = {}
+        for table in {table.path: table for entry in wanted for table in entry.question.tables}.values():
+            try:
+                versions[table.path] = self.source.version(table)
+            except PipelineError as error:
+                problems[table.path] = in_plain_words(error)
+                log.warning("cannot open %s: %s", table.path, error.what)
+        now = datetime.now(UTC)
+        changed = False
+        for entry in wanted:
+            paths = [table.path for table in entry.question.tables]
+            problem = next((problems[path] for path in paths if path in problems), "")
+            if problem:
+                changed |= self._settle(entry, replace(entry.answer, problem=problem))
+                continue
+            seen = [versions[path] for path in paths]
+            if self._due(entry, seen):
+                self._read(entry, seen, now)
+            elif entry.versions == seen and not entry.running:
+                changed |= self._settle(entry, replace(entry.answer, confirmed=now, problem=""))
+        if changed:
+            self._tell()
+
+    def _due(self, entry: _Entry, seen: list[Version]) -> bool:
+        gap = max(LEAST_GAP_S, 4 * entry.took)
+        if entry.running or time.monotonic() - entry.began < gap:
+            return False
+        every = entry.question.every
+        age = timedelta(seconds=time.monotonic() - entry.began)
+        return entry.versions != seen or bool(entry.answer.problem) or (every is not None and age >= every)
+
+    def _read(self, entry: _Entry, seen: list[Version], now: datetime) -> None:
+        entry.running, entry.began = True, time.monotonic()
+        self.queries += 1
+
+        def done(future: Future[Any]) -> None:
+            if future.cancelled():
+                return
+            entry.took, entry.running = time.monotonic() - entry.began, False
+            error = future.exception()
+            if error is None:
+                entry.versions = seen
+                changed = self._settle(entry, Answer(future.result(), now))
+            else:
+                if isinstance(error, PipelineError):
+                    log.warning("cannot answer %s: %s", type(entry.question).__name__, error.what)
+                else:
+                    log.error("a defect in %r", entry.question, exc_info=error)
+                changed = self._settle(entry, replace(entry.answer, problem=in_plain_words(error)))
+            if changed:
+                self._tell()
+
+        self._pool.submit(entry.question.answer, self.source, now).add_done_callback(done)
+
+    def _settle(self, entry: _Entry, answer: Answer[Any]) -> bool:
+        before = entry.answer
+        changed = answer.value is not before.value or answer.problem != before.problem
+        with self._lock:
+            self._numbers += changed
+            entry.answer = replace(answer, number=self._numbers if changed else before.number)
+        return changed
+
+    def _tell(self) -> None:
+        for listener in list(self._listeners):
+            listener()
+
+    def _forget(self) -> None:
+        with self._lock:
+            idle = sorted(self._entries.values(), key=lambda entry: entry.asked)
+            late = time.monotonic() - KEPT_FOR_S
+            for number, entry in enumerate(idle):
+                if entry.asked < late or len(idle) - number > MOST_KEPT:
+                    del self._entries[entry.question]
+
+
+def in_plain_words(error: BaseException) -> str:
+    """What a viewer is told: the log has the rest, with addresses and names of files."""
+    match error:
+        case errors.AccessDenied():
+            return "the lake refuses access"
+        case errors.TransientError():
+            return "the lake does not answer"
+        case errors.NotSetUp():
+            return "a part of the lake is missing"
+        case errors.SchemaTooNew() | errors.SchemaTooOld():
+            return "the lake was written by another version of the pipeline"
+        case _:
+            return "an error, which the dashboard's log has"

@@ -1,0 +1,206 @@
+"""The chart of trends: lines with a band and marks, and below them the number of anomalies."""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from itertools import zip_longest
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from bokeh.events import RangesUpdate
+from bokeh.models import (
+    BoxZoomTool,
+    PanTool,
+    ResetTool,
+    WheelZoomTool,
+)
+
+from apps.dashboard.series import Resolution, Shown
+from apps.dashboard.theme import (
+    DASHES,
+    MOST_SERIES,
+    Theme,
+    empty_source,
+    fixed_range,
+    hover,
+    padded_range,
+    styled_legend,
+    time_figure,
+)
+from apps.dashboard.words import number, rule_name, unit_of
+
+GAP = {
+    Resolution.RAW: timedelta(minutes=10),
+    Resolution.FIVE_MINUTES: timedelta(minutes=15),
+    Resolution.HOUR: timedelta(hours=3),
+    Resolution.DAY: timedelta(days=3),
+}
+"""Points further apart than this are not joined: nothing is drawn where nothing was."""
+STEP = {
+    Resolution.RAW: timedelta(minutes=1),
+    Resolution.FIVE_MINUTES: timedelta(minutes=5),
+    Resolution.HOUR: timedelta(hours=1),
+    Resolution.DAY: timedelta(days=1),
+}
+_MINIMAL_MOVE = 0.002
+
+Floats = npt.NDArray[np.float64]
+
+
+class Lines:
+    """The figures of one session; `zoomed` is called when the viewer moved them."""
+
+    def __init__(self, theme: Theme, zoomed: Callable[[RangesUpdate], None]) -> None:
+        self.colours: Sequence[str] = theme.series
+        self._alarm = theme.alarm
+        self._zoomed = zoomed
+        self._window = (0.0, 0.0)
+        x = fixed_range()
+        pan, wheel = PanTool(dimensions="width"), WheelZoomTool(dimensions="width")
+        self.plot = time_figure(theme, 380, x_range=x, y_range=padded_range())
+        box = BoxZoomTool(dimensions="width")
+        self.plot.add_tools(box, pan, wheel, ResetTool())
+        self.plot.toolbar.active_drag = box
+        self.plot.toolbar_location = "right"
+        self._sources = [empty_source("t", "t_utc", "y", "low", "high", "n", "sensor", "more") for _ in theme.series]
+        self._band = empty_source("t", "low", "high")
+        self._marks = empty_source("t", "t_utc", "y", "sensor", "rules", "z", "value", "colour")
+        self.plot.varea("t", "low", "high", source=self._band, fill_color=theme.accent, fill_alpha=0.12)
+        self._extremes = self.plot.varea(
+            "t", "low", "high", source=self._sources[0], fill_color=self.colours[0], fill_alpha=0.14
+        )
+        lines = [
+            self.plot.line("t", "y", source=source, color=colour, width=1.7, line_dash=dash)
+            for source, colour, dash in zip(self._sources, self.colours, DASHES, strict=True)
+        ]
+        self._percentiles = empty_source("t", "p95", "p99")
+        for name, dash in (("p95", "dashed"), ("p99", "dotted")):
+            self.plot.line(
+                "t",
+                name,
+                source=self._percentiles,
+                color=theme.muted,
+                line_dash=dash,
+                line_width=1,
+                legend_label=name,
+            )
+        marks = self.plot.scatter(
+            "t", "y", source=self._marks, marker="diamond", size=11, fill_color="colour", line_color=theme.card,
+            line_width=1, legend_label="anomaly",
+        )  # fmt: skip
+        styled_legend(self.plot, theme)
+        self.plot.add_layout(self.plot.legend[0], "above")
+        self.plot.add_tools(
+            hover(lines, ("", "@sensor"), ("mean", "@y{0,0.[000]}"), ("", "@more"), mode="mouse"),
+            hover([marks], ("", "@sensor"), ("anomaly", "@rules"), ("value", "@value"), ("z-score", "@z")),
+        )
+        self.plot.on_event(RangesUpdate, self._moved)
+        self._bars = empty_source("t", "t_utc", "n", "width")
+        self.strip = time_figure(theme, 92, x_range=x)
+        self.strip.toolbar_location = None
+        self.strip.y_range.start = 0
+        bars = self.strip.vbar(
+            "t", top="n", width="width", source=self._bars, fill_color=theme.alarm, line_color=None, fill_alpha=0.85
+        )
+        self.strip.xaxis.visible = False
+        self.strip.yaxis.ticker.desired_num_ticks = 2
+        self.strip.yaxis.axis_label = "anomalies"
+        self.strip.ygrid.grid_line_color = None
+        self.strip.add_tools(hover([bars], ("anomalies", "@n")))
+        for plot in (self.plot, self.strip):
+            plot.yaxis.axis_label_standoff = 4
+            plot.min_border_left = 64
+            plot.min_border_right = 40
+
+    def draw(self, shown: Shown, sensors: tuple[str, ...]) -> None:
+        """Show this."""
+        self._window = _ms(shown.start), _ms(shown.end)
+        self.plot.x_range.update(start=self._window[0], end=self._window[1])
+        self.plot.yaxis.axis_label = unit_of(shown.unit)
+        one = len(sensors) == 1
+        extremes = one and shown.band.is_empty() and shown.resolution is not Resolution.RAW
+        self._extremes.visible = extremes
+        for sensor, source in zip_longest(sensors[:MOST_SERIES], self._sources):
+            source.data = _line(shown, sensor)
+        inner = shown.points if one and "p95" in shown.points.columns else shown.points.clear()
+        columns: dict[str, object] = {
+            name: inner[name].to_numpy() if name in inner.columns else [] for name in ("p95", "p99")
+        }
+        self._percentiles.data = {"t": _times(inner["start"]), **columns}
+        for item in self.plot.legend.items:
+            item.visible = item.label.value == "anomaly" or not inner.is_empty()
+        band = shown.band
+        self._band.data = {
+            "t": _times(band["start"]), "low": band["low"].to_numpy(), "high": band["high"].to_numpy(),
+        }  # fmt: skip
+        marks = shown.marks
+        t = _times(marks["timestamp"])
+        colours = dict(zip(sensors, [self._alarm] if one else self.colours, strict=False))
+        self._marks.data = {
+            "t": t, "t_utc": t, "y": marks["value"].to_numpy(), "sensor": marks["sensor_id"].to_list(),
+            "rules": [", ".join(map(rule_name, rules)) for rules in marks["anomaly_rules"].to_list()],
+            "z": [number(z) for z in marks["zscore"].to_list()],
+            "colour": [colours[sensor] for sensor in marks["sensor_id"]],
+            "value": [f"{number(value, 5)} {unit_of(shown.unit)}" for value in marks["value"].to_list()],
+        }  # fmt: skip
+        step = STEP[shown.resolution]
+        bars = (
+            shown.points.group_by(pl.col("start").dt.truncate(step))
+            .agg(pl.col("anomaly_count").sum())
+            .filter(pl.col("anomaly_count") > 0)
+            .sort("start")
+        )
+        middle = _times(bars["start"]) + step.total_seconds() * 500
+        width = max(step.total_seconds() * 850, (self._window[1] - self._window[0]) / 400)
+        self._bars.data = {
+            "t": middle, "t_utc": middle, "n": bars["anomaly_count"].to_numpy(), "width": np.full(len(bars), width),
+        }  # fmt: skip
+
+    def show(self, *, visible: bool) -> None:
+        """Show or hide both figures."""
+        self.plot.visible = self.strip.visible = visible
+
+    def _moved(self, event: RangesUpdate) -> None:
+        start, end = self._window
+        least = (end - start) * _MINIMAL_MOVE
+        if abs(event.x0 - start) > least or abs(event.x1 - end) > least:
+            self._window = event.x0, event.x1
+            self._zoomed(event)
+
+
+def _line(shown: Shown, sensor: str | None) -> dict[str, object]:
+    points = shown.points.filter(pl.col("sensor_id") == (sensor or ""))
+    columns = ("avg", "min", "max")
+    t = _times(points["start"])
+    values = [points[name].to_numpy() for name in columns]
+    more = _more(points)
+    if len(t) > 1:
+        breaks = np.flatnonzero(np.diff(t) > GAP[shown.resolution].total_seconds() * 1000) + 1
+        t = np.insert(t, breaks, t[breaks] - 1)
+        values = [np.insert(value, breaks, np.nan) for value in values]
+        for shift, at in enumerate(breaks):
+            more.insert(int(at) + shift, "")
+    return {
+        "t": t, "t_utc": t, "y": values[0], "low": values[1], "high": values[2],
+        "n": np.zeros(len(t)), "sensor": [sensor] * len(t), "more": more,
+    }  # fmt: skip
+
+
+def _more(points: pl.DataFrame) -> list[str]:
+    """What a tooltip tells beside the mean."""
+    names = [name for name in ("min", "max", "p50", "p95", "p99") if name in points.columns]
+    if points["count"].max() == 1 and "p50" not in points.columns:
+        return [""] * len(points)
+    return [
+        f"{count} readings; "
+        + ", ".join(f"{name} {number(value, 4)}" for name, value in zip(names, row, strict=True))
+        for count, *row in points.select("count", *names).iter_rows()
+    ]
+
+
+def _ms(time: datetime) -> float:
+    return time.timestamp() * 1000
+
+
+def _times(times: pl.Series) -> Floats:
+    return (times.dt.epoch("us") / 1000).to_numpy()

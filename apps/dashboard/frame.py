@@ -1,0 +1,242 @@
+"""What every page has around it: head, navigation, how fresh it is; and the session of one viewer."""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple, Protocol, TypeVar
+from urllib.parse import unquote, urlencode
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import panel as pn
+from bokeh.models import CustomJS
+from panel.viewable import Viewable
+
+from apps.dashboard.cache import Answer, Cache, Question
+from apps.dashboard.fleet import Fresh, Freshness
+from apps.dashboard.theme import ASSETS, CONTENT_CSS, LIGHT, THEMES, WIDGET_CSS
+from apps.dashboard.view import Address
+from apps.dashboard.words import clock, esc, span
+
+T = TypeVar("T")
+
+TICK_MS = 1000
+"""Between two looks of a session at its answers; a new answer is shown without waiting for it."""
+UNCONFIRMED_AFTER = timedelta(seconds=10)
+"""An answer that was not confirmed for so long is not called live."""
+STALE_AFTER = timedelta(seconds=60)
+"""Without a commit of Gold for so long, or three of its intervals, the data are not called live."""
+
+_TEMPLATE = (ASSETS / "page.html").read_text(encoding="utf-8")
+_PAGE_CSS = (ASSETS / "page.css").read_text(encoding="utf-8")
+_ICON = (
+    "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 24 24' fill='none' stroke='%230067ad'"
+    " stroke-width='2.4'%3E%3Cpath d='M2 12h4l3-8 5 16 3-8h5'/%3E%3C/svg%3E"
+)
+_LOST_JS = "document.body.classList.add('lost')"
+
+
+class Card(NamedTuple):
+    """A part of a page: `width` of 12 columns, `tall` as two rows; `bare`: without a frame."""
+
+    name: str
+    view: Viewable
+    width: int = 12
+    title: str = ""
+    about: str = ""
+    bare: bool = False
+    tall: bool = False
+
+
+class Page(Protocol):
+    """One page in one session."""
+
+    def cards(self) -> Sequence[Card]:
+        """Its parts, in order."""
+        ...
+
+    def update(self, now: datetime) -> None:
+        """Show the newest answers; called at each tick, so it changes only what is another."""
+        ...
+
+
+class PageKind(NamedTuple):
+    """A page: its path, title and one sentence about it, and what makes one."""
+
+    path: str
+    title: str
+    about: str
+    make: Callable[["Session"], Page]
+
+
+class Session:
+    """What a page knows of its viewer, and how it asks."""
+
+    def __init__(self, cache: Cache) -> None:
+        cookies = pn.state.cookies
+        self.cache = cache
+        self.settings = cache.source.settings
+        self.theme = THEMES.get(cookies.get("iot_theme", ""), LIGHT)
+        self.zone = _zone(unquote(cookies.get("iot_zone", "")))
+        self.greeted = "iot_zone" in cookies and "iot_theme" in cookies
+        self.address = Address(pn.state.session_args)
+        self._shown: dict[str, int] = {}
+
+    def ask(self, question: Question[T]) -> Answer[T]:
+        """The newest answer."""
+        return self.cache.ask(question)
+
+    def is_new(self, part: str, answer: Answer[Any]) -> bool:
+        """Is this answer another than what `part` last showed? Notes that it is shown now."""
+        if self._shown.get(part) == answer.number:
+            return False
+        self._shown[part] = answer.number
+        return True
+
+    def forget(self, part: str) -> None:
+        """`part` has to be drawn again, whatever it showed."""
+        self._shown.pop(part, None)
+
+    def set_query(self, **query: str | Sequence[str]) -> None:
+        """Put the view into the address; what is empty is left out."""
+        if pn.state.location is not None:
+            text = urlencode([(name, value) for name, value in query.items() if value], doseq=True)
+            pn.state.location.search = f"?{text}" if text else ""
+
+    @property
+    def left_out(self) -> str:
+        """What of the address is no view, as HTML; "" where all is."""
+        ignored = ", ".join(self.address.ignored)
+        return f' <span class="state watch">left out: {esc(ignored)}</span>' if ignored else ""
+
+    def clock(self, time: datetime | None, now: datetime) -> str:
+        """A time for HTML, in the viewer's zone."""
+        return clock(time, self.zone, now)
+
+
+def _zone(name: str) -> ZoneInfo:
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return ZoneInfo("UTC")
+
+
+def html(text: str = "", **options: Any) -> pn.pane.HTML:
+    """A part of a page that is HTML, with the page's styles."""
+    return pn.pane.HTML(text, stylesheets=[CONTENT_CSS], sizing_mode="stretch_width", margin=0, **options)
+
+
+def show(pane: pn.pane.HTML, text: str) -> None:
+    """Change a pane where its text is another."""
+    if pane.object != text:
+        pane.object = text
+
+
+def figure_pane(plot: Any) -> pn.pane.Bokeh:
+    """A figure as part of a page. To hide it, set the figure's own `visible`."""
+    return pn.pane.Bokeh(plot, sizing_mode="stretch_width", margin=0)
+
+
+def widget(kind: type[Any], **options: Any) -> Any:
+    """A control, with the page's styles."""
+    return kind(stylesheets=[WIDGET_CSS], margin=(0, 12, 6, 0), **options)
+
+
+def note(answer: Answer[Any], session: Session, now: datetime) -> str:
+    """What is wrong with an answer, for the part that shows it; "" where all is well."""
+    if not answer.problem:
+        return ""
+    if answer.confirmed is None:
+        return f'<div class="note failed">Nothing to show: {esc(answer.problem)}.</div>'
+    since = session.clock(answer.confirmed, now)
+    return f'<div class="note failed">As of {since}, since then {esc(answer.problem)}.</div>'
+
+
+def nothing(title: str, text: str = "") -> str:
+    """In the place of data that are not there. `text` is HTML."""
+    return f'<div class="nothing"><b>{esc(title)}</b>{text}</div>'
+
+
+def badge(answer: Answer[Fresh], session: Session, now: datetime) -> str:
+    """How fresh what is shown is."""
+    fresh, confirmed = answer.value, answer.confirmed
+    if answer.problem:
+        last = f"last fresh {session.clock(confirmed, now)}" if confirmed else "nothing was read yet"
+        return _badge("failed", "Not live", f"{esc(answer.problem)}; {last}")
+    if fresh is None or confirmed is None:
+        return _badge("quiet", "Reading the lake", "")
+    if fresh.window is None and fresh.reading is None:
+        return _badge("quiet", "No data yet", "the lake is empty")
+    if now - confirmed > UNCONFIRMED_AFTER:
+        return _badge("stale", "Not live", f"last looked at the lake {session.clock(confirmed, now)}")
+    newest = max(time for time in (fresh.reading, fresh.window) if time is not None)
+    committed = fresh.committed
+    patience = max(STALE_AFTER, timedelta(seconds=3 * session.settings.gold.interval_s))
+    if committed is None or now - committed > patience:
+        since = f"for {span(now - committed)}" if committed else "in Gold"
+        return _badge("stale", f"No new data {since}", f"newest reading {session.clock(newest, now)}")
+    return _badge("live", "Live", f"newest reading {span(max(now - newest, timedelta(0)))} ago")
+
+
+def _badge(state: str, word: str, text: str) -> str:
+    return f'<span class="badge {state}"><span class="dot"></span><b>{word}</b><span>{text}</span></span>'
+
+
+def render(kind: PageKind, pages: Sequence[PageKind], cache: Cache, *, logout: bool) -> pn.Template:
+    """A page for a new session. A browser that has not told its zone yet gets a page that asks for it."""
+    session = Session(cache)
+    template = pn.Template(_TEMPLATE, location=True)
+    for name, value in {
+        "page_css": _PAGE_CSS,
+        "heading": kind.title,
+        "about": kind.about,
+        "html_attrs": f'data-theme="{session.theme.name}"',
+        "app_favicon": _ICON,
+        "greeting": not session.greeted,
+        "zone": session.zone.key,
+        "other_theme": "light" if session.theme.name == "dark" else "dark",
+        "logout": logout,
+        "pages": [
+            {"href": f"./{page.path}", "title": page.title, "current": page.path == kind.path} for page in pages
+        ],
+    }.items():
+        template.add_variable(name, value)
+    if not session.greeted:
+        template.add_variable("cards", [])
+        return template
+    page = kind.make(session)
+    fresh = html(min_height=20)
+    template.add_panel("badge", fresh)
+    cards = page.cards()
+    for card in cards:
+        template.add_panel(card.name, card.view)
+    template.add_variable("cards", [card._asdict() for card in cards])
+
+    def tick() -> None:
+        now = datetime.now(UTC)
+        show(fresh, badge(session.ask(Freshness()), session, now))
+        page.update(now)
+
+    tick()
+    _keep_ticking(cache, tick)
+    return template
+
+
+def _keep_ticking(cache: Cache, tick: Callable[[], None]) -> None:
+    """Tick each second and at each new answer, as long as the session lives."""
+    document = pn.state.curdoc
+    if document is None:
+        return
+    waiting = [False]
+
+    def woken() -> None:
+        waiting[0] = False
+        tick()
+
+    def wake() -> None:
+        if not waiting[0] and document.session_context is not None:
+            waiting[0] = True
+            document.add_next_tick_callback(woken)
+
+    silence = cache.listen(wake)
+    pn.state.add_periodic_callback(tick, period=TICK_MS)
+    pn.state.on_session_destroyed(lambda _: silence())
+    document.js_on_event("connection_lost", CustomJS(code=_LOST_JS))
