@@ -1,10 +1,11 @@
-"""Services for the tests. Each worker process has its own, started when the first test asks for them; each test has
+"""Services for the tests. The worker processes share them, and they start when the first test asks; each test has
 its own topics, consumer groups, lake and database on them.
 """
 
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import hypothesis
@@ -15,7 +16,7 @@ from pydantic import SecretStr
 from apps.local import ObjectStore, Postgres
 from pipeline import settings as config
 from pipeline.settings import Settings
-from tests.services import EMBEDDED, choose_broker, running_kafka, unique
+from tests.services import EMBEDDED, Store, choose_broker, running_kafka, shared, unique
 from tests.tools import missing
 
 hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one is no defect
@@ -46,24 +47,49 @@ def logs_as_they_were() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def services(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that all worker processes of this run have in common."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def kafka(services: Path) -> Iterator[str]:
     """Bootstrap servers of a broker."""
-    with running_kafka(tmp_path_factory.mktemp("kafka")) as bootstrap_servers:
-        yield bootstrap_servers
+
+    @contextmanager
+    def start() -> Iterator[dict[str, str]]:
+        with running_kafka(services / "kafka") as bootstrap_servers:
+            yield {"bootstrap_servers": bootstrap_servers}
+
+    with shared(services / "kafka", start) as address:
+        yield address["bootstrap_servers"]
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
-    """An S3 store with the bucket `lake`."""
-    with ObjectStore(tmp_path_factory.mktemp("store")) as service:
-        yield service
+def store(services: Path) -> Iterator[Store]:
+    """An S3 store and its bucket."""
+
+    @contextmanager
+    def start() -> Iterator[dict[str, str]]:
+        with ObjectStore(services / "store") as service:
+            yield {"endpoint_url": service.endpoint_url, "bucket": service.bucket}
+
+    with shared(services / "store", start) as address:
+        yield Store(**address)
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    """A PostgreSQL server."""
-    with Postgres(tmp_path_factory.mktemp("postgres")) as service:
-        yield service
+def postgres_port(services: Path) -> Iterator[int]:
+    """Where a PostgreSQL server listens."""
+
+    @contextmanager
+    def start() -> Iterator[dict[str, str]]:
+        with Postgres(services / "postgres") as service:
+            yield {"port": str(service.port)}
+
+    with shared(services / "postgres", start) as address:
+        yield int(address["port"])
 
 
 @pytest.fixture
@@ -78,13 +104,13 @@ def lake_settings(store: ObjectStore) -> config.Lake:
 
 
 @pytest.fixture
-def postgres(postgres_server: Postgres) -> Iterator[config.Warehouse]:
+def postgres(postgres_port: int) -> Iterator[config.Warehouse]:
     """A database of one's own, empty."""
     database = unique("warehouse_")
-    address = {"host": "127.0.0.1", "port": postgres_server.port, "user": "postgres", "autocommit": True}
+    address = {"host": "127.0.0.1", "port": postgres_port, "user": "postgres", "autocommit": True}
     with psycopg.connect(**address) as connection:
         connection.execute(f"CREATE DATABASE {database}")
-    yield config.Warehouse(port=postgres_server.port, database=database, sslmode="disable")
+    yield config.Warehouse(port=postgres_port, database=database, sslmode="disable")
     with psycopg.connect(**address) as connection:
         connection.execute(f"DROP DATABASE {database} WITH (FORCE)")
 

@@ -7,13 +7,15 @@ real Kafka, so CI refuses it.
 
 import fcntl
 import functools
+import json
 import os
 import shutil
 import subprocess
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from apps.local import HOST, Broker, Service, free_ports, kafka_answers
 from apps.process import Process
@@ -65,6 +67,32 @@ def running_kafka(directory: Path) -> Iterator[str]:
         case _:
             with Broker(directory) as broker:
                 yield broker.bootstrap_servers
+
+
+class Store(NamedTuple):
+    """Where an S3 store answers, and its bucket."""
+
+    endpoint_url: str
+    bucket: str
+
+
+@contextmanager
+def shared(directory: Path, start: Callable[[], AbstractContextManager[dict[str, str]]]) -> Iterator[dict[str, str]]:
+    """One service for all worker processes of a test run; yields what `start` tells about it (its address).
+
+    Who asks first starts it, and waits at the end until the others have left. `directory` is the same for all.
+    """
+    directory.mkdir(exist_ok=True)
+    told = directory / "address.json"
+    with (directory / "users").open("a") as users, ExitStack() as mine:
+        fcntl.flock(users, fcntl.LOCK_SH)
+        with (directory / "starting").open("a") as starting:
+            fcntl.flock(starting, fcntl.LOCK_EX)
+            if not told.exists():
+                told.write_text(json.dumps(mine.enter_context(start())))
+                mine.callback(told.unlink)  # before it is stopped: who comes later starts one anew
+                mine.callback(fcntl.flock, users, fcntl.LOCK_EX)
+        yield json.loads(told.read_text())
 
 
 def properties(port: int, controller_port: int, bind: str) -> dict[str, str]:

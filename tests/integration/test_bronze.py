@@ -19,7 +19,6 @@ from deltalake import DeltaTable
 from pydantic import SecretStr
 
 from apps import bronze
-from apps.local import ObjectStore
 from contracts.tables import BRONZE_READINGS
 from contracts.wire import Anomaly
 from pipeline import kafka, offsets
@@ -34,6 +33,7 @@ from pipeline.sink import positions
 from pipeline.stage import Stage, running
 from tests.faultproxy import FaultProxy
 from tests.processes import spawn, until
+from tests.services import Store
 
 pytestmark = [pytest.mark.kafka, pytest.mark.s3]
 
@@ -270,7 +270,7 @@ def test_a_replica_whose_place_another_one_took_ends(ready: Settings) -> None:
     assert "fenced" in str(first.error)
 
 
-def test_a_store_that_goes_away_ends_it_after_a_while_and_loses_nothing(ready: Settings, store: ObjectStore) -> None:
+def test_a_store_that_goes_away_ends_it_after_a_while_and_loses_nothing(ready: Settings, store: Store) -> None:
     with FaultProxy(store.endpoint_url) as proxy:
         lake = ready.lake.model_copy(update={"endpoint_url": proxy.endpoint_url})
         settings = ready.model_copy(update={"lake": lake, "retry_s": 2.0})
@@ -288,7 +288,7 @@ def test_a_store_that_goes_away_ends_it_after_a_while_and_loses_nothing(ready: S
         assert raw_offsets(settings) == list(range(400))
 
 
-def test_a_store_that_comes_back_in_time_is_only_a_pause(ready: Settings, store: ObjectStore) -> None:
+def test_a_store_that_comes_back_in_time_is_only_a_pause(ready: Settings, store: Store) -> None:
     with FaultProxy(store.endpoint_url) as proxy:
         lake = ready.lake.model_copy(update={"endpoint_url": proxy.endpoint_url})
         settings = ready.model_copy(update={"lake": lake, "retry_s": 60.0})

@@ -10,13 +10,14 @@ from deltalake import DeltaTable
 from pydantic import SecretStr
 from quixstreams.sinks import SinkBackpressureError
 
-from apps.local import ObjectStore, free_ports
+from apps.local import free_ports
 from contracts.tables import BRONZE_DEAD_LETTERS, BRONZE_READINGS
 from pipeline import settings as config
 from pipeline.errors import AccessDenied, Conflict, NotSetUp, PipelineError, SchemaTooNew, Unreachable
 from pipeline.lake import Lake, append, changes, progress
 from pipeline.sink import DeltaSink
 from tests.faultproxy import FaultProxy
+from tests.services import Store
 from tests.unit.pipeline.test_sink import TOPIC, decode, feed, whole
 
 pytestmark = pytest.mark.s3
@@ -50,7 +51,7 @@ def said(error: PipelineError) -> str:
 
 
 @pytest.fixture
-def proxy(store: ObjectStore) -> Iterator[FaultProxy]:
+def proxy(store: Store) -> Iterator[FaultProxy]:
     with FaultProxy(store.endpoint_url) as running:
         yield running
 
