@@ -187,6 +187,8 @@ class ObjectStore(Service):
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError, ClientError
 
+        if is_free(self._all_ports[0]):
+            return False  # nothing listens yet: a client for nothing would cost more than all the rest
         client = boto3.client(
             "s3",
             endpoint_url=self.endpoint_url,

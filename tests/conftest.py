@@ -93,7 +93,7 @@ def postgres_port(services: Path) -> Iterator[int]:
 
 
 @pytest.fixture
-def lake_settings(store: ObjectStore) -> config.Lake:
+def lake_settings(store: Store) -> config.Lake:
     """A lake of one's own, empty."""
     return config.Lake(
         uri=f"s3://{store.bucket}/{unique('lake-')}",
