@@ -27,7 +27,7 @@ demo: setup ## The whole pipeline on this machine, until Ctrl-C (ARGS="--port-of
 	@$(BIN)/pipeline demo $(ARGS)
 
 test: setup ## All tests, with coverage (ARGS="tests/unit -x": some of them)
-	@$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term-missing \
+	@$(BIN)/pytest -n 4 --dist worksteal --cov --cov-report=term-missing \
 	$(if $(ARGS),$(ARGS),--cov-fail-under=90)
 
 lint: setup ## Style: ruff, its rules and its format
