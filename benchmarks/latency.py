@@ -1,34 +1,54 @@
-"""From when a reading should be sent to its anomaly being readable, through ingest and detect. `make bench-latency`.
+"""From when a reading should be sent to when somebody can read it, at each layer: `make bench-latency`.
 
 Open loop: reading n is due at start + n / rate, whatever became of those before it, and latency counts from then: a
 stall shows in every reading that it holds up (no coordinated omission). One reading in ten is outside its operating
-range, and so an anomaly for certain. Percentiles are of all anomalies after the warm-up; none may be missing.
+range, and so an anomaly for certain. Anomalies are read by a consumer of committed messages; Bronze, Silver and Gold
+by somebody who asks for the newest version of the table every LOOK_EVERY_S, the warehouse by one who asks its ledger
+as often. Percentiles are of all readings (or anomalies) after the warm-up; none may be missing. All stages, broker,
+store and PostgreSQL share the machine. `--only-stream`: ingest and detect alone.
 """
 
 import argparse
-import json
 import os
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import numpy as np
+import psycopg
 
+from apps.local import ObjectStore, Postgres
+from benchmarks import results
+from benchmarks.costs import database
+from contracts.tables import BRONZE_READINGS, GOLD_SENSOR_5MIN, SILVER_READINGS, Table
+from contracts.warehouse import FACTS, LEDGER, SCHEMA
 from pipeline import kafka
+from pipeline.errors import PipelineError
+from pipeline.lake import Lake, changes, progress
 from pipeline.settings import Kafka, Observability, Settings
-from tests.processes import all_ended, spawn, until
+from pipeline.settings import Lake as LakeSettings
+from tests.processes import all_ended, spawn, succeed, until
 from tests.services import choose_broker, running_kafka
 
 SENSORS = 500
 ANOMALY_EVERY = 10
 WARM_UP_S = 5.0
-PERCENTILES = (50, 90, 99, 99.9, 100)
+LOOK_EVERY_S = 0.1
+WITHIN_S = 90
+PERCENTILES = {"p50": 50, "p95": 95, "p99": 99, "max": 100}
+STREAM = ("ingest", "detect")
+BATCH = ("bronze", "silver", "gold", "load")
+LAYERS = ("anomaly", "bronze", "silver", "gold", "warehouse")
 
 
-class Reader(threading.Thread):
+class Announced(threading.Thread):
     """Reads sensors.anomalies, committed ones only, and notes when each event was there first."""
 
     def __init__(self, settings: Settings) -> None:
@@ -43,93 +63,230 @@ class Reader(threading.Thread):
         while not self.ended.is_set():
             for message in self._consumer.consume(1000, 0.005):
                 now = time.monotonic()
-                if message.error() is None and (event := json.loads(message.value())["event_id"]).isdigit():
+                if message.error() is None and (event := msgspec.json.decode(message.value())["event_id"]).isdigit():
                     self.seen.setdefault(int(event), now)
         self._consumer.close()
 
 
-def send(settings: Settings, rate: float, first: int, count: int) -> dict[int, float]:
+@dataclass
+class Newest(threading.Thread):
+    """Asks for a version again and again, and notes when each was there first."""
+
+    ask: Callable[[], int | None]
+    seen: list[tuple[int, float]] = field(default_factory=list)
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        super().__init__(daemon=True)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def run(self) -> None:
+        """Until `ended`."""
+        while not self.ended.wait(LOOK_EVERY_S):
+            with suppress(PipelineError, psycopg.Error):  # not there yet
+                version, now = self.ask(), time.monotonic()
+                if version is not None and (not self.seen or version > self.seen[-1][0]):
+                    self.seen.append((version, now))
+
+    def first_with(self, version: int) -> float:
+        """When a version from this one on was seen first."""
+        return next((at for found, at in self.seen if found >= version), np.inf)
+
+
+def send(settings: Settings, rate: float, first: int, count: int) -> np.ndarray:
     """Send readings when they are due, and say when that was."""
     producer = kafka.producer(settings)
-    topic, due = kafka.topic(settings, kafka.RAW), {}
-    start = time.monotonic()
-    for number in range(count):
-        at = start + number / rate
+    topic = kafka.topic(settings, kafka.RAW)
+    due = time.monotonic() + 0.1 + np.arange(count) / rate
+    encode = msgspec.json.encode
+    for number, at in enumerate(due.tolist(), first):
         while (left := at - time.monotonic()) > 0:
             producer.poll(min(left, 0.001))
-        event = first + number
-        due[event] = at
+        sensor = f"sensor-{number % SENSORS}"
         reading = {
-            "event_id": str(event),
-            "sensor_id": f"sensor-{event % SENSORS}",
+            "event_id": str(number),
+            "sensor_id": sensor,
             "sensor_type": "temperature",
             "location": "bench",
             "timestamp": datetime.now(UTC).isoformat(),
-            "value": 65.0 if event % ANOMALY_EVERY == 0 else 20 + event % 7 / 10,
+            "value": 65.0 if number % ANOMALY_EVERY == 0 else 20 + number % 7 / 10,
             "unit": "degC",
         }
-        producer.produce(topic, json.dumps(reading).encode(), str(reading["sensor_id"]).encode())
+        producer.produce(topic, encode(reading), sensor.encode())
     producer.flush()
     return due
 
 
-def measure(settings: Settings, directory: Path, rate: float, seconds: float) -> dict[str, float]:
-    """Percentiles in milliseconds. Raises AssertionError where an anomaly does not come."""
+class Tables:
+    """Who looks at the lake and at the warehouse, and which version brought each reading there."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._lake = Lake(settings.lake)
+        self._warehouse = settings.warehouse
+        self.looking = {
+            "bronze": Newest(self._newest(BRONZE_READINGS)),
+            "silver": Newest(self._newest(SILVER_READINGS)),
+            "gold": Newest(self._newest(GOLD_SENSOR_5MIN)),
+            "warehouse": Newest(self._ledger()),
+        }
+
+    def _newest(self, table: Table) -> Callable[[], int]:
+        opened = None
+
+        def ask() -> int:
+            nonlocal opened
+            if opened is None:
+                opened = self._lake.open(table)
+            opened.update_incremental()
+            return int(opened.version())
+
+        return ask
+
+    def _ledger(self) -> Callable[[], int | None]:
+        warehouse = self._warehouse
+        connection = psycopg.connect(
+            host=warehouse.host, port=warehouse.port, user=warehouse.user, dbname=warehouse.database, autocommit=True
+        )
+        asked = f"SELECT max(gold_version) FROM {SCHEMA}.{LEDGER} WHERE table_name = '{FACTS[0].name}'"
+        return lambda: (connection.execute(asked).fetchone() or (None,))[0]
+
+    def versions(self, layer: str, events: int) -> np.ndarray:
+        """Version of bronze/readings or silver/readings that each event came with; of Silver those it has."""
+        opened = self._lake.open({"bronze": BRONZE_READINGS, "silver": SILVER_READINGS}[layer])
+        rows = changes(opened, 1, opened.version())
+        found = np.full(events, np.iinfo(np.int64).max)
+        found[rows["event_id"].cast(int).to_numpy()] = rows["_commit_version"].to_numpy()
+        return found
+
+    def covered(self) -> list[tuple[int, int]]:
+        """Versions of gold/sensor_5min, and which version of Silver each covers."""
+        newest = self._lake.open(GOLD_SENSOR_5MIN)
+        found = []
+        for version in range(1, newest.version() + 1):
+            newest.load_as_version(version)
+            found.append((version, progress(newest, "silver") or 0))
+        return found
+
+
+def measure(
+    settings: Settings, directory: Path, rate: float, seconds: float, stages: tuple[str, ...]
+) -> dict[str, dict[str, float]]:
+    """Percentiles in milliseconds, by layer. Raises AssertionError where something does not come."""
     kafka.create_topics(settings)
-    running = {stage: spawn(settings, directory / f"{stage}.log", stage) for stage in ("ingest", "detect")}
-    reader = Reader(settings)
+    tables = None
+    if "load" in stages:
+        succeed(settings, "warehouse", "init")
+        tables = Tables(settings)
+    running = {stage: spawn(settings, directory / f"{stage}.log", stage) for stage in stages}
+    reader = Announced(settings)
     with all_ended(running):
         reader.start()
-        warm = send(settings, rate, 0, round(rate * WARM_UP_S))
-        until(lambda: set(_anomalies(warm)) <= set(reader.seen), "the anomalies of the warm-up", 180)
-        again = send(settings, rate, len(warm), round(rate * WARM_UP_S))
-        due = send(settings, rate, len(warm) + len(again), round(rate * seconds))
-        until(lambda: set(_anomalies(due)) <= set(reader.seen), "all anomalies", 60)
-        reader.ended.set()
-        reader.join()
-    latencies = np.array([reader.seen[event] - due[event] for event in _anomalies(due)]) * 1000
-    found = np.percentile(latencies, PERCENTILES, method="inverted_cdf")
-    return {f"p{percentile}": round(float(value), 1) for percentile, value in zip(PERCENTILES, found, strict=True)}
+        for each in tables.looking.values() if tables else ():
+            each.start()
+        warm = round(rate * WARM_UP_S)
+        send(settings, rate, 0, warm)
+        until(lambda: _anomalies(0, warm) <= reader.seen.keys(), "the anomalies of the warm-up", 180)
+        again = max(warm, 100)
+        send(settings, rate, warm, again)
+        first, count = warm + again, round(rate * seconds)
+        due = send(settings, rate, first, count)
+        events = np.arange(first, first + count)
+        until(lambda: _anomalies(first, first + count) <= reader.seen.keys(), "all anomalies", WITHIN_S)
+        anomalies = events[events % ANOMALY_EVERY == 0]
+        seen = {"anomaly": np.array([reader.seen[event] for event in anomalies.tolist()]) - due[anomalies - first]}
+        if tables:
+            for layer, at in until(
+                lambda: _arrived(tables, first, count), "all readings in every layer", WITHIN_S
+            ).items():
+                seen[layer] = at - due
+        for each in (reader, *(tables.looking.values() if tables else ())):
+            each.ended.set()
+            each.join()
+    return {layer: _percentiles(latencies) for layer, latencies in seen.items()}
 
 
-def _anomalies(events: dict[int, float]) -> list[int]:
-    return [event for event in events if event % ANOMALY_EVERY == 0]
+def _arrived(tables: Tables, first: int, count: int) -> dict[str, np.ndarray] | None:
+    """When each event could be read, by layer; None as long as something is missing."""
+    looking, found = tables.looking, {}
+    for layer in ("bronze", "silver"):
+        versions = tables.versions(layer, first + count)[first:]
+        found[layer] = _times(looking[layer], versions)
+    covered = tables.covered()
+    gold = np.array(
+        [next((v for v, silver in covered if silver >= each), np.iinfo(np.int64).max) for each in versions.tolist()]
+    )
+    found |= {layer: _times(looking[layer], gold) for layer in ("gold", "warehouse")}
+    return found if all(np.isfinite(each).all() for each in found.values()) else None
+
+
+def _times(looking: Newest, versions: np.ndarray) -> np.ndarray:
+    distinct, which = np.unique(versions, return_inverse=True)
+    return np.array([looking.first_with(version) for version in distinct.tolist()])[which]
+
+
+def _percentiles(latencies_s: np.ndarray) -> dict[str, float]:
+    found = np.percentile(latencies_s * 1000, list(PERCENTILES.values()), method="inverted_cdf")
+    return {name: round(float(value), 1) for name, value in zip(PERCENTILES, found, strict=True)}
+
+
+def _anomalies(first: int, end: int) -> set[int]:
+    return set(range(-(-first // ANOMALY_EVERY) * ANOMALY_EVERY, end, ANOMALY_EVERY))
 
 
 def main() -> None:
-    """Measure once for each linger of ingest; print the percentiles and write them as JSON."""
+    """Measure at each rate; print the percentiles, keep them as JSON."""
     parser = argparse.ArgumentParser(prog="make bench-latency", description=__doc__)
-    parser.add_argument("--rate", type=float, default=1000.0, help="Readings a second")
+    parser.add_argument("--rates", type=float, nargs="*", default=[1000.0], help="Readings a second")
     parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--linger", type=float, nargs="*", default=[Settings().ingest.linger_s])
+    parser.add_argument("--only-stream", action="store_true")
+    parser.add_argument("--linger", type=float, default=Settings().ingest.linger_s)
     parser.add_argument("--commit-interval", type=float, default=Settings().detect.commit_interval_s)
-    parser.add_argument("--output", type=Path, default=Path(".benchmarks/latency.json"))
+    parser.add_argument("--keep", action="store_true", help="As a result that docs/BENCHMARKS.md is made of")
     asked = parser.parse_args()
-    print(
-        f"{asked.rate:,.0f} readings/s, {asked.seconds:g} s; broker: {choose_broker()}; load {os.getloadavg()[0]:.1f}"
-    )
-    results = []
-    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+    stages = STREAM if asked.only_stream else STREAM + BATCH
+    print(f"{', '.join(stages)}; {asked.seconds:g} s at each rate; {choose_broker()}; load {os.getloadavg()[0]:.1f}")
+    print(f"{'events/s':>9} {'readable in':<12}" + "".join(f"{name + ' ms':>12}" for name in PERCENTILES))
+    lines, base = [], Settings()
+    settings_told = {
+        "linger_s": asked.linger,
+        "detect_commit_interval_s": asked.commit_interval,
+        "bronze_commit_interval_s": base.bronze.commit_interval_s,
+        "job_interval_s": base.silver.interval_s,
+    }
+    with tempfile.TemporaryDirectory(prefix="bench-") as name, ExitStack() as services:
         directory = Path(name)
-        with running_kafka(directory / "kafka") as bootstrap_servers:
-            for number, linger_s in enumerate(asked.linger):
-                base = Settings()
-                settings = base.model_copy(
-                    update={
-                        "kafka": Kafka(
-                            bootstrap_servers=bootstrap_servers, topic_prefix=f"l{number}.", group_prefix=f"g{number}"
-                        ),
-                        "ingest": base.ingest.model_copy(update={"linger_s": linger_s}),
-                        "detect": base.detect.model_copy(update={"commit_interval_s": asked.commit_interval}),
-                        "observability": Observability(port=0),
-                        "state_dir": directory / f"state{number}",
-                    }
+        bootstrap_servers = services.enter_context(running_kafka(directory / "kafka"))
+        more = {}
+        if not asked.only_stream:
+            store = services.enter_context(ObjectStore(directory / "store"))
+            postgres = services.enter_context(Postgres(directory / "postgres"))
+        for number, rate in enumerate(asked.rates):
+            if not asked.only_stream:
+                more = {
+                    "lake": LakeSettings(uri=f"s3://{store.bucket}/l{number}", endpoint_url=store.endpoint_url),
+                    "warehouse": database(postgres, f"l{number}"),
+                }
+            settings = base.model_copy(
+                update={
+                    "kafka": Kafka(
+                        bootstrap_servers=bootstrap_servers, topic_prefix=f"l{number}.", group_prefix=f"g{number}"
+                    ),
+                    "ingest": base.ingest.model_copy(update={"linger_s": asked.linger}),
+                    "detect": base.detect.model_copy(update={"commit_interval_s": asked.commit_interval}),
+                    "observability": Observability(port=0),
+                    "state_dir": directory / f"state{number}",
+                    **more,
+                }
+            )
+            for layer, found in measure(settings, directory / str(number), rate, asked.seconds, stages).items():
+                lines.append({"rate": rate, "layer": layer, **found})
+                print(
+                    f"{rate:>9,.0f} {layer:<12}" + "".join(f"{found[each]:>12,.0f}" for each in PERCENTILES),
+                    flush=True,
                 )
-                found = measure(settings, directory / str(number), asked.rate, asked.seconds)
-                results.append({"linger_s": linger_s, "commit_interval_s": asked.commit_interval} | found)
-                print(f"linger {linger_s:g} s, commit interval {asked.commit_interval:g} s, ms: {found}", flush=True)
-    asked.output.parent.mkdir(parents=True, exist_ok=True)
-    asked.output.write_text(json.dumps({"at": time.strftime("%Y-%m-%d"), "rate": asked.rate, "results": results}))
+    results.save("latency", asked.keep, seconds=asked.seconds, settings=settings_told, lines=lines)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 import polars as pl
 
 from apps.local import ObjectStore
+from benchmarks import results
 from contracts.tables import BRONZE_ANOMALIES, BRONZE_READINGS, GOLD_SENSOR_5MIN, SILVER_READINGS, Table
 from pipeline import kafka, offsets
 from pipeline.lake import Lake
@@ -92,6 +93,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make parity", description=__doc__)
     parser.add_argument("--readings", type=int, default=1_000_000)
     parser.add_argument("--kills", type=int, default=6)
+    parser.add_argument("--keep", action="store_true", help="As a result that docs/BENCHMARKS.md is made of")
     asked = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="parity-") as name:
@@ -120,13 +122,21 @@ def main() -> int:
                 lateness_s=settings.detection.lateness_s,
             )
             differ = _from_gold(table(GOLD_SENSOR_5MIN), windows, verdict.far_copies)
-    print(f"{len(silver):,} readings in Silver, {time.monotonic() - started:.0f} s: {verdict.summary()}")
+    seconds = round(time.monotonic() - started)
+    print(f"{len(silver):,} readings in Silver, {seconds} s: {verdict.summary()}")
     print(f"of {len(windows):,} windows {differ:,} have fewer readings than Gold's: late ones")
     print(f"copies that came further apart than {settings.detect.identities} readings of their sensor:")
     print(verdict.far_copies)
     for what in ("missing", "surplus", "wrong_windows"):
         if len(rows := getattr(verdict, what)):
             print(f"{what}:\n{rows}")
+    counts = {
+        "silver": len(silver),
+        "all_windows": len(windows),
+        "windows_with_late_readings": differ,
+        "seconds": seconds,
+    }
+    results.save("parity", asked.keep, readings=asked.readings, kills=asked.kills, **counts, **verdict.summary())
     return 0 if verdict.agreed else 1
 
 

@@ -5,13 +5,14 @@ from types import SimpleNamespace
 
 import msgspec
 import polars as pl
+import pytest
 
 from apps.bronze import anomalies
-from apps.detect import _Checkpoints, _PartitionStore
+from apps.detect import _Checkpoints, _Pace, _PartitionStore
 from contracts.registry import load_registry
 from contracts.wire import Window
 from pipeline.livewindows import Silence
-from pipeline.settings import Kafka, Settings
+from pipeline.settings import Detect, Kafka, Settings
 from pipeline.sink import Message
 from pipeline.stream import to_restore
 
@@ -101,3 +102,24 @@ def test_what_is_left_to_restore_is_counted_in_messages_of_the_changelog() -> No
     checked = SimpleNamespace(changelog_highwater=100, recovery_consume_position=100, offset=10)
     assert to_restore(app()) == 0
     assert to_restore(app(fresh, under_way, checked)) == 100 + 30 + 1
+
+
+@pytest.mark.parametrize(
+    ("turns", "commits"),
+    [
+        ("took took took", 0),
+        ("took took wait", 1),
+        ("took wait wait wait", 1),
+        ("took wait took wait", 1),
+        ("took wait took wait .. wait", 2),
+        ("wait .. wait", 0),
+    ],
+)
+def test_a_commit_is_due_when_all_is_read_and_the_last_is_an_interval_ago(turns: str, commits: int) -> None:
+    pace, now_s, due = _Pace(Detect(commit_interval_s=0.05)), 100.0, 0
+    for turn in turns.split():
+        now_s += {"took": 0.001, "wait": 0.01, "..": 0.1}[turn]
+        if turn == "took":
+            pace.took()
+        due += pace.due(now_s)
+    assert due == commits

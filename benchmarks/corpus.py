@@ -1,0 +1,74 @@
+"""The corpora: seeded, so the same bytes on every machine, and held to a checksum.
+
+Messages of about 200 bytes, 2 % of the readings marked as anomalies, 1 % of the messages malformed, 1 % duplicates,
+1 % late.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from contracts.wire import LABEL_HEADER
+from pipeline import kafka
+from pipeline.fleet import Fleet, batches
+from pipeline.settings import Settings
+
+SEED = 20240501
+CHECKED = 10_000
+"""Messages that a corpus' checksum is of."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A fleet of `sensors`, each with a reading every `interval_s` (their clocks are spread over it)."""
+
+    name: str
+    sensors: int
+    interval_s: float
+    start: datetime
+    checksum: str
+    """SHA-256 of the keys, values and labels of its first CHECKED messages."""
+
+    def messages(self, count: int) -> Iterator[tuple[str, bytes | None, str | None]]:
+        """Key, value and label of the first `count` messages, in the order in which they are sent."""
+        fleet = Fleet(self.sensors, SEED, anomaly_rate=0.02, malformed_rate=0.01, duplicate_rate=0.01, late_rate=0.01)
+        sent = (
+            zip(batch.keys, batch.values, batch.labels, strict=True)
+            for batch in batches(fleet, self.start, self.interval_s / self.sensors)
+        )
+        return itertools.islice(itertools.chain.from_iterable(sent), count)
+
+
+CORPORA = (
+    Corpus("dense", 2_000, 10.0, datetime(2026, 5, 1, tzinfo=UTC), ""),
+    Corpus("sparse", 100_000, 300.0, datetime(2026, 5, 1, tzinfo=UTC), ""),
+    Corpus("old", 2_000, 10.0, datetime(2013, 7, 4, tzinfo=UTC), ""),
+)
+
+
+def checksum(corpus: Corpus) -> str:
+    """What `corpus.checksum` should be."""
+    digest = hashlib.sha256()
+    for key, value, label in corpus.messages(CHECKED):
+        for part in (key.encode(), value, label and label.encode()):
+            digest.update(b"\xff" if part is None else len(part).to_bytes(4) + part)
+    return digest.hexdigest()
+
+
+def preload(settings: Settings, corpus: Corpus, count: int) -> int:
+    """Put `count` messages on sensors.raw; their bytes."""
+    producer = kafka.producer(settings, **{"queue.buffering.max.messages": 1_000_000, "linger.ms": 50})
+    topic, size = kafka.topic(settings, kafka.RAW), 0
+    for key, value, label in corpus.messages(count):
+        headers = [(LABEL_HEADER, label.encode())] if label else None
+        size += len(value or b"")
+        while True:
+            try:
+                producer.produce(topic, value, key.encode(), headers)
+                break
+            except BufferError:
+                producer.poll(0.1)
+    producer.flush()
+    return size
