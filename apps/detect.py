@@ -110,8 +110,8 @@ def application(settings: Settings, stage: Stage, detector: Detector, registry: 
 
 
 class _Pace:
-    """When to commit: soon, where all was read that there is; a backlog's micro-batches are worth one commit, of which
-    each costs the state of every sensor in it, however few its readings.
+    """When to commit: soon, where all was read that there is. A backlog is read on: a commit costs the state of every
+    sensor in it, however few its readings.
     """
 
     def __init__(self, detect: Detect) -> None:

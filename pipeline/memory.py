@@ -72,6 +72,10 @@ class Memory:
         self._rolling = State.empty(rules)
         self._identities = Identities(identities)
         self._windows = LiveWindows(rules.lateness_s)
+        self._kinds: dict[tuple[str, str], int] = {}
+        """Number of each type at a location."""
+        self._usual = np.zeros((0, 2), dtype=np.int64)
+        """By number of a sensor in the identities: kind and place in the windows of its first reading; -1: none."""
 
     def __len__(self) -> int:
         return self._rolling.sensors
@@ -100,27 +104,48 @@ class Memory:
             first &= ~copies
         self._identities.remember(identity, np.flatnonzero(first))
 
-        place = self._entered(readings, sensor, sensor_ids)
+        place = self._entered(readings, identity.sensor, sensor, sensor_ids)
         self._windows.arrived(place, readings["raw_timestamp"].cast(pa.int64()).to_numpy())
         values, flagged = refined.valid["value"].to_numpy(), refined.valid["is_anomaly"].to_numpy()
         windows, late = self._windows.add(place[valid], at_us[valid], values, flagged)
         unsure = frame[forgotten[first[forgotten]]].select("sensor_id", "event_id", "timestamp")
         return Worked(refined, windows, late, unsure, sensor, sensor_ids)
 
-    def _entered(self, readings: pa.Table, sensor: Ints, sensor_ids: list[str]) -> Ints:
-        """Place of each reading's series at its location in the windows."""
-        kind, types = _codes(readings["sensor_type"])
-        site, locations = _codes(readings["location"])
-        code = (sensor * len(types) + kind) * len(locations) + site
-        number = np.zeros(len(sensor_ids) * len(types) * len(locations), dtype=np.int64)
-        number[code] = 1
-        used = np.flatnonzero(number)
-        number[used] = np.arange(len(used))
-        rest, p = np.divmod(used, max(len(locations), 1))
-        names = zip(*(each.tolist() for each in (*np.divmod(rest, max(len(types), 1)), p)), strict=True)
-        entered = self._windows.entered([(sensor_ids[s], types[k], locations[p]) for s, k, p in names])
-        place: Ints = entered[number[code]]
+    def _entered(self, readings: pa.Table, number: Ints, sensor: Ints, sensor_ids: list[str]) -> Ints:
+        """Place of each reading's series at its location in the windows; `number` is its sensor's in the identities.
+
+        A sensor mostly has one type and one location: the place of the first that it had is found by number.
+        """
+        kind = self._kind(readings)
+        if len(self._identities) > len(self._usual):
+            more = np.full((len(self._identities), 2), -1)
+            more[: len(self._usual)] = self._usual
+            self._usual = more
+        usual: Ints = self._usual[number, 0]
+        place: Ints = self._usual[number, 1]
+        other = np.flatnonzero(usual != kind)
+        if len(other):
+            code = sensor[other] * len(self._kinds) + kind[other]
+            _, first, which = np.unique(code, return_index=True, return_inverse=True)
+            rows, kinds = other[first], list(self._kinds)
+            pairs = zip(sensor[rows].tolist(), kind[rows].tolist(), strict=True)
+            places = self._windows.entered([(sensor_ids[s], *kinds[k]) for s, k in pairs])
+            place[other] = places[which]
+            new = self._usual[number[rows], 0] < 0
+            self._usual[number[rows[new]]] = np.column_stack([kind[rows], places])[new]
         return place
+
+    def _kind(self, readings: pa.Table) -> Ints:
+        """Number of each reading's type and location."""
+        type_, types = _codes(readings["sensor_type"])
+        site, locations = _codes(readings["location"])
+        code = type_ * len(locations) + site
+        known = np.zeros(len(types) * len(locations), dtype=np.int64)
+        for pair in np.flatnonzero(np.bincount(code, minlength=len(known))).tolist():
+            t, s = divmod(pair, len(locations))
+            known[pair] = self._kinds.setdefault((types[t], locations[s]), len(self._kinds))
+        kind: Ints = known[code]
+        return kind
 
     def expired(self, now_us: int, since_us: int) -> tuple[pl.DataFrame, list[str]]:
         """As LiveWindows.expired."""
@@ -133,7 +158,7 @@ class Memory:
     def encode(self, sensor_ids: Collection[str]) -> bytes:
         """What is remembered of these sensors."""
         parts = (
-            self._rolling.select(sensor_ids).to_bytes(),
+            self._rolling.to_bytes(sensor_ids),
             self._identities.encode(sensor_ids),
             self._windows.encode(sensor_ids),
         )

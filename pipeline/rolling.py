@@ -47,6 +47,17 @@ class _Store:
         self._used = used
         self._lock = Lock()
 
+    @staticmethod
+    def begun(records: Records, former: Records, kept: Ints, room: int) -> "_Store":
+        """With those of a former store that are kept, these behind them, and room for more. Where none is kept the
+        array itself is taken: a batch that touches every series copies nothing."""
+        if not len(kept):
+            return _Store(records, len(records))
+        store = _Store(np.zeros(len(kept) + len(records) + room, dtype=records.dtype), len(kept))
+        former.take(kept, out=store.records[: len(kept)])
+        store.add(records)
+        return store
+
     def add(self, records: Records) -> int | None:
         """Where they are now; None where there is no room."""
         with self._lock:
@@ -131,23 +142,25 @@ class State:
     def read(self, places: Places) -> tuple[Ints, Records]:
         """Newest event times of the sensors and records of the series (pipeline.scoring.memory_dtype); copies."""
         at = self._at[places.series]
-        records = self._store.records[np.maximum(at, 0)] if len(self._store.records) else self._zeros(len(at))
-        records[at < 0] = self._zeros(1)
+        if not len(self._store.records):
+            return self._newest_us[places.sensor], self._zeros(len(at))
+        records = self._store.records.take(np.maximum(at, 0))  # half the time of an index
+        new = np.flatnonzero(at < 0)
+        if len(new):
+            records[new] = self._zeros(1)
         return self._newest_us[places.sensor], records
 
     def written(self, places: Places, newest_us: Ints, records: Records) -> "State":
-        """With these in place of what `read` gave."""
+        """With these in place of what `read` gave; the records are not to be changed any more."""
         newest, at, store = self._newest_us.copy(), self._at.copy(), self._store
         newest[places.sensor] = newest_us
         first = store.add(records)
         if first is None:
-            everything = Places(places.sensor[:0], np.arange(len(at)))
-            kept = self.read(everything)[1]
-            kept[places.series] = records
-            store, at = _Store(self._zeros(len(at) * 3 // 2 + 1), 0), everything.series
-            store.add(kept)
-        else:
-            at[places.series] = np.arange(first, first + len(records))
+            at[places.series] = -1
+            others = np.flatnonzero(at >= 0)
+            store, first = _Store.begun(records, self._store.records, at[others], len(at) // 2), len(others)
+            at[others] = np.arange(first)
+        at[places.series] = np.arange(first, first + len(records))
         return State(self._sensors, newest, self._types, self._series, at, store)
 
     def names(self) -> SeriesNames:
@@ -191,18 +204,22 @@ class State:
                 record[values][: record[count]] = former[values][former[count] - record[count] : former[count]]
         return target.written(places, newest_us, records)
 
-    def to_bytes(self) -> bytes:
-        """The same bytes for the same state, whatever way it came about; 630 bytes a series with a full baseline."""
-        sensors = sorted(self._sensors)
-        types = [name for name in sorted(self._types) if (self._series[:, self._types[name]] >= 0).any()]
-        rows, columns = _places(self._sensors, sensors), _places(self._types, types)
-        names = SeriesNames(sensors, types, *np.nonzero(self._series[np.ix_(rows, columns)] >= 0))
-        newest_us, records = self.read(self.entered(names)[1])
+    def to_bytes(self, sensor_ids: Collection[str] | None = None) -> bytes:
+        """Of these sensors, as far as they are known, or of all: the same bytes for the same state, whatever way it
+        came about; 630 bytes a series with a full baseline."""
+        known = self._sensors if sensor_ids is None else self._sensors.keys() & sensor_ids
+        sensors = sorted(known)
+        rows = _places(self._sensors, sensors)
+        series = self._series[rows]
+        types = [name for name in sorted(self._types) if (series[:, self._types[name]] >= 0).any()]
+        series = series[:, _places(self._types, types)]
+        sensor, kind = np.nonzero(series >= 0)
+        newest_us, records = self.read(Places(rows, series[sensor, kind]))
         encoded = msgspec.msgpack.encode((sensors, types))
         body = [
             newest_us,
-            names.sensor,
-            names.kind,
+            sensor,
+            kind,
             *(records[name] for name in _FIXED),
             *(records[values][_held(records, values, count)] for values, count in _LISTS),
         ]

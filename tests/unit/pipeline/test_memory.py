@@ -1,6 +1,7 @@
 """Detect's memory: what the stream makes of readings is what Silver makes of them, cut and restarted anywhere."""
 
 import struct
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ class R(NamedTuple):
     value: float = 20.0
     unit: str = "degC"
     sensor_type: str = "temperature"
+    location: str = "here"
 
 
 def table(readings: list[R], first_offset: int = 0) -> pa.Table:
@@ -39,7 +41,7 @@ def table(readings: list[R], first_offset: int = 0) -> pa.Table:
         "event_id": [reading.event_id for reading in readings],
         "sensor_id": [reading.sensor_id for reading in readings],
         "sensor_type": [reading.sensor_type for reading in readings],
-        "location": ["here"] * len(readings),
+        "location": [reading.location for reading in readings],
         "timestamp": times,
         "value": [reading.value for reading in readings],
         "unit": [reading.unit for reading in readings],
@@ -93,6 +95,33 @@ def test_however_cut_and_restarted_it_says_what_one_refine_of_everything_says(
     rules = ["raw_offset", "rule"]
     assert pl.concat([each.quarantined for each in stream]).select(rules).equals(silver.quarantined.select(rules))
     assert not any(len(each.unsure) for each in worked)
+
+
+places = st.tuples(
+    st.sampled_from("abc"), st.sampled_from(["temperature", "humidity"]), st.sampled_from(["here", "there"])
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(places, min_size=1, max_size=6), min_size=1, max_size=5), st.booleans())
+def test_a_sensor_has_windows_of_each_type_at_each_location(
+    batches: list[list[tuple[str, str, str]]], restart: bool
+) -> None:
+    memory, number, expected, found = Memory(RULES, 64), 0, Counter[tuple[str, str, str]](), []
+    end = sorted({place for batch in batches for place in batch})
+    for batch, minute in [*((batch, 0) for batch in batches), (end, 60)]:
+        rows = []
+        for sensor, kind, location in batch:
+            unit = {"temperature": "degC", "humidity": "%"}[kind]
+            rows.append(R(sensor, f"e{number}", minute * 60 + number, 20.0, unit, kind, location))
+            number += 1
+        if minute == 0:
+            expected.update(batch)
+        found.append(memory.work(table(rows), REGISTRY).windows)
+        if restart:
+            memory = again(memory, ["a", "b", "c"], 64)
+    counted = pl.concat(found).group_by("sensor_id", "sensor_type", "location").agg(pl.col("count").sum())
+    assert {row[:3]: row[3] for row in counted.iter_rows()} == expected
 
 
 def test_a_copy_that_is_further_away_than_it_remembers_is_scored_and_named() -> None:

@@ -149,6 +149,26 @@ def test_select_has_the_sensors_with_all_their_series() -> None:
     assert part.newest_us(["a", "b"]).tolist() == [7, NEVER]
 
 
+def test_some_sensors_bytes_are_those_of_a_state_that_has_no_others() -> None:
+    state = holding({("b", "t"): [3.0], ("a", "u"): [2.0], ("c", "v"): [4.0], ("a", "t"): [1.0]})
+
+    for some in (["a", "unknown"], ["b"], ["c", "b", "a"], []):
+        assert state.to_bytes(some) == state.select(some).to_bytes()
+
+
+def test_batches_that_touch_fewer_and_fewer_series_keep_the_others() -> None:
+    series = [(f"s{number:02}", "t") for number in range(20)]
+    state = holding({each: [float(number)] for number, each in enumerate(series)})
+    for turn in range(8):
+        entered, places = state.entered(named(each for number, each in enumerate(series) if number % 8 >= turn))
+        _, records = entered.read(places)
+        records["last"] += 100.0
+        state = entered.written(places, np.full(len(places.sensor), 7), records)
+
+    last = [record(state, sensor)["last"] for sensor, _ in series]
+    assert last == [number + 100.0 * (number % 8 + 1) for number in range(20)]
+
+
 def test_merge_of_parts_is_the_whole() -> None:
     whole = holding({(name, "t"): [1.0, 2.0] for name in "abcdef"})
 
