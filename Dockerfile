@@ -19,12 +19,11 @@ name, version = project['name'], project['version']; \
 folder = pathlib.Path(name.replace('-', '_') + f'-{version}.dist-info'); folder.mkdir(); \
 (folder / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n')" \
     && rm pyproject.toml
-# Byte code, since nothing can be written later. The scoring loop is compiled for any x86-64 or arm64, not for the
+# Byte code, since nothing can be written later. Loops are compiled for any x86-64 or arm64, not for the
 # builder's processor, so that what is compiled here is taken everywhere, and scores are the same to the last digit.
 ENV PYTHONPATH=/app NUMBA_CPU_NAME=generic NUMBA_CACHE_DIR=/opt/numba
 RUN /opt/venv/bin/python -m compileall -q /app \
-    && /opt/venv/bin/python -c "from contracts.registry import load_registry; from pipeline import refine, settings; \
-refine.prepare(load_registry(None), settings.Detection())"
+    && /opt/venv/bin/python -m apps.compile
 COPY deploy/image/pipeline /opt/venv/bin/pipeline
 
 FROM ${BASE_IMAGE}

@@ -19,8 +19,7 @@ setup: .venv/.complete ## Build .venv from the pinned requirements (the others d
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@$(BIN)/python -c 'from contracts.registry import load_registry; from pipeline import detector, settings; \
-	detector.Detector(settings.Settings(), load_registry(None)).prepare()'
+	@$(BIN)/python -m apps.compile
 	@touch $@
 
 demo: setup ## The whole pipeline on this machine, until Ctrl-C (ARGS="--port-offset 100": on other ports)

@@ -20,7 +20,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from contracts.registry import RegistryError, load_registry
 from contracts.wire import LABEL_HEADER, DeadLetterHeader, Reason
-from pipeline import __version__, kafka, kafka_errors, metrics, offsets
+from pipeline import __version__, kafka, kafka_errors, metrics, offsets, plainjson
 from pipeline.deadshare import DeadShare
 from pipeline.decode import Dead, RawMessages, decode
 from pipeline.errors import BadInput, TransientError, Unreachable
@@ -49,6 +49,7 @@ def run(settings: Settings, *, until_caught_up: bool = False) -> None:
             sensor_types = load_registry(settings.registry).sensor_types
         except RegistryError as error:
             raise BadInput(f"The sensor registry is wrong: {error}") from error
+        plainjson.prepare()
         topics = kafka.RAW, kafka.READINGS, kafka.DEAD_LETTERS
         partitions = retrying(settings, "find the topics", lambda: kafka.require_topics(settings, *topics))
         targets = None

@@ -1,7 +1,8 @@
 """Raw messages -> readings and dead letters: the wire contract, enforced.
 
-Only the JSON decode goes message by message; everything else is judged a column at a time. Nothing is thrown:
-whatever the bytes are, a message comes out as one valid row or as one `Dead` with its reason.
+Plain messages are read into columns in one go (`pipeline.plainjson`), the others one by one; everything but their
+JSON is judged a column at a time. Nothing is thrown: whatever the bytes are, a message comes out as one valid row or
+as one `Dead` with its reason.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -10,9 +11,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from contracts.wire import MAX_UNIT_BYTES, Reading, Reason
+from pipeline.plainjson import TEXTS, read_plain
 from pipeline.rfc3339 import parse_rfc3339
 
 READING_SCHEMA = pl.Schema(
@@ -74,42 +77,51 @@ def decode(messages: RawMessages, *, sensor_types: Collection[str], now: datetim
 
     `now` is timezone-aware. An event time from 1970 to `now` + `clock_skew_s` is accepted, both included.
     """
-    readings, dead = _read(messages.values)
-    frame = pl.DataFrame(
-        {
-            "event_id": pl.Series([reading.event_id for reading in readings], dtype=pl.String),
-            "sensor_id": pl.Series([reading.sensor_id for reading in readings], dtype=pl.String),
-            "sensor_type": pl.Series([reading.sensor_type for reading in readings], dtype=pl.String),
-            "location": pl.Series([reading.location for reading in readings], dtype=pl.String),
-            "sent": pl.Series([reading.timestamp for reading in readings], dtype=pl.String),
-            "value": pl.Series([reading.value for reading in readings], dtype=pl.Float64),
-            "unit": pl.Series([reading.unit for reading in readings], dtype=pl.String),
-        }
-    )
-    origin = pl.DataFrame(
-        {
-            "label": pl.Series(messages.labels or [None] * len(messages.values), dtype=pl.String).str.slice(
-                0, MAX_LABEL
-            ),
-            "raw_partition": pl.Series(messages.partitions, dtype=pl.Int32),
-            "raw_offset": pl.Series(messages.offsets, dtype=pl.Int64),
-            "raw_timestamp": pl.Series(messages.timestamps_ms, dtype=pl.Int64).cast(pl.Datetime("ms", "UTC")),
-            "row": pl.int_range(len(messages.values), eager=True),
-        }
-    )
-    if dead:
-        origin = origin[np.delete(np.arange(len(origin)), [each.row for each in dead])]
-    frame = pl.concat([frame, origin], how="horizontal").with_columns(timestamp=parse_rfc3339(frame["sent"]))
+    plain = read_plain(messages.values)
+    frame = plain.columns.with_columns(pl.Series("row", plain.rows), pl.lit(None, pl.String).alias("sent"))
+    dead: list[Dead] = []
+    if len(plain.rows) < len(messages.values):
+        others = np.delete(np.arange(len(messages.values)), plain.rows)
+        frame = pl.concat([frame, _other(messages.values, others, dead)], how="diagonal").sort("row")
+    frame = frame.hstack(_origin(messages)[frame["row"]])
     rules = _rules(frame, sensor_types, now + timedelta(seconds=clock_skew_s))
     frame = frame.with_columns(
         broken=pl.coalesce(pl.when(rule.broken).then(number) for number, rule in enumerate(rules))
     )
     if frame["broken"].null_count() < len(frame):
         for row in frame.filter(pl.col("broken").is_not_null()).drop("timestamp").iter_rows(named=True):
-            rule = rules[row["broken"]]
+            rule, value = rules[row["broken"]], messages.values[row["row"]]
+            row["sent"] = row["sent"] or _decoder.decode(value or b"").timestamp
             dead.append(Dead(row["row"], rule.reason, rule.says(row)[:MAX_MESSAGE]))
         frame = frame.filter(pl.col("broken").is_null())
     return Split(frame.select(READING_SCHEMA.names()).cast(READING_SCHEMA), sorted(dead))
+
+
+def _origin(messages: RawMessages) -> pl.DataFrame:
+    """Label and place of each message."""
+    labels = pl.Series(messages.labels or [None] * len(messages.values), dtype=pl.String)
+    return pl.DataFrame(
+        {
+            "label": labels.str.slice(0, MAX_LABEL),
+            "raw_partition": pl.Series(messages.partitions, dtype=pl.Int32),
+            "raw_offset": pl.Series(messages.offsets, dtype=pl.Int64),
+            "raw_timestamp": pl.Series(messages.timestamps_ms, dtype=pl.Int64).cast(pl.Datetime("ms", "UTC")),
+        }
+    )
+
+
+def _other(values: Sequence[bytes | None], rows: npt.NDArray[np.int64], dead: list[Dead]) -> pl.DataFrame:
+    """The readings among these messages, as a JSON decoder reads them; what is none is added to `dead`."""
+    readings, refused = _read([values[row] for row in rows.tolist()])
+    dead += [each._replace(row=int(rows[each.row])) for each in refused]
+    texts = {name: pl.Series([getattr(each, name) for each in readings], dtype=pl.String) for name in TEXTS}
+    sent = pl.Series("sent", [each.timestamp for each in readings], dtype=pl.String)
+    return pl.DataFrame(texts).with_columns(
+        timestamp=parse_rfc3339(sent),
+        value=pl.Series([each.value for each in readings], dtype=pl.Float64),
+        row=pl.Series(np.delete(rows, [each.row for each in refused])),
+        sent=sent,
+    )
 
 
 def _read(values: Sequence[bytes | None]) -> tuple[list[Reading], list[Dead]]:

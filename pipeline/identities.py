@@ -13,8 +13,8 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from pipeline.compiled import compiled
 from pipeline.errors import TerminalError
-from pipeline.scoring import compiled
 
 Ints = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]

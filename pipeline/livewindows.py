@@ -20,8 +20,8 @@ import polars as pl
 
 from contracts.registry import Registry, SeriesNames
 from pipeline.aggregate import FIVE_MINUTES, deviation
+from pipeline.compiled import compiled
 from pipeline.errors import TerminalError
-from pipeline.scoring import compiled
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

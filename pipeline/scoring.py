@@ -8,15 +8,14 @@ moved towards the newest value, so no rounding error grows; and nothing depends 
 docs/DETECTION.md has the rules, and how good they are.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from numba import njit
 
 from contracts.tables import AnomalyRule
+from pipeline.compiled import compiled
 from pipeline.settings import Detection
 
 Floats = npt.NDArray[np.float64]
@@ -147,17 +146,6 @@ def score(
     if kept is not memory:
         memory[:] = kept[: len(memory)]
     return scores
-
-
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """To machine code, at the first call (a second of work), kept beside this file or in the user's cache directory;
-    where neither can be written (a read-only image without NUMBA_CACHE_DIR), made anew by every process.
-    """
-    try:
-        machine_code = njit(cache=True, nogil=True)(function)
-    except RuntimeError:
-        machine_code = njit(nogil=True)(function)
-    return cast(Callable[..., Any], machine_code)
 
 
 @compiled
