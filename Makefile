@@ -1,7 +1,8 @@
 # Needs python3 (3.11 or newer) and make; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types audit requirements check-requirements bench bench-load bench-validation bench-metrics bench-detect bench-latency parity \
-	soak-dashboard eval faults check-dashboards drill up down image check-image check-deploy check-terraform clean
+.PHONY: help setup demo test lint format types audit requirements check-requirements bench bench-full bench-page bench-load bench-validation \
+	bench-metrics bench-detect bench-latency parity soak-dashboard eval faults check-dashboards drill up down image check-image check-deploy \
+	check-terraform clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -54,8 +55,15 @@ check-requirements: setup ## Do the pins fit pyproject.toml? (A newer version so
 	&& for file in requirements.txt requirements-dev.txt; do diff -u $$file $$scratch/$$file \
 	|| { echo "$$file does not fit pyproject.toml: run make requirements"; exit 1; }; done
 
-bench: setup ## Readings per second and CPU per reading of each stage
+bench: setup ## Each stage on a core of its own, beside what people would write instead (needs Java)
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+bench-full: setup ## The same with 2 million messages, 5 repetitions, sparse and old data; and latency at 4 rates
+	@$(BIN)/python -m benchmarks --readings 2000000 --repetitions 5 --corpora dense sparse old $(ARGS)
+	@$(BIN)/python -m benchmarks.latency --rates 100 1000 5000 20000 $(ARGS)
+
+bench-page: setup ## docs/BENCHMARKS.md and its plots from benchmarks/results
+	@$(BIN)/python -m benchmarks.report
 
 bench-load: setup ## Changed rows of Gold a second into PostgreSQL
 	@$(BIN)/python -m benchmarks.load $(ARGS)
@@ -66,7 +74,7 @@ bench-metrics: setup ## What the metrics cost ingest, and a scrape
 bench-detect: setup ## detect alone on one core: 50, 2,000, 100,000 sensors, sparse data (needs Java)
 	@$(BIN)/python -m benchmarks.detect $(ARGS)
 
-bench-latency: setup ## From a reading's intended sending to its anomaly being readable, percentiles
+bench-latency: setup ## From a reading's intended sending to its being readable in each layer, percentiles
 	@$(BIN)/python -m benchmarks.latency $(ARGS)
 
 parity: setup ## A million readings and kills of detect: its flags are Silver's, its windows Gold's

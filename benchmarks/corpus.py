@@ -19,6 +19,10 @@ SEED = 20240501
 CHECKED = 10_000
 """Messages that a corpus' checksum is of."""
 
+_DENSE = "b0e895c72f6a2c9b3bedd525d67d98ee55929dc9b7aba0298098d30d50bfd8db"
+_SPARSE = "ff690dd1c6453ec8b09c9709f6dbc525934b3f697bb2b80deecd1a0d713d5de1"
+_OLD = "a43f0fc02971da2e71158b22df6a34ac32b273769d82a21da4a2cad598835262"
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -42,9 +46,9 @@ class Corpus:
 
 
 CORPORA = (
-    Corpus("dense", 2_000, 10.0, datetime(2026, 5, 1, tzinfo=UTC), ""),
-    Corpus("sparse", 100_000, 300.0, datetime(2026, 5, 1, tzinfo=UTC), ""),
-    Corpus("old", 2_000, 10.0, datetime(2013, 7, 4, tzinfo=UTC), ""),
+    Corpus("dense", 2_000, 10.0, datetime(2026, 5, 1, tzinfo=UTC), _DENSE),
+    Corpus("sparse", 100_000, 300.0, datetime(2026, 5, 1, tzinfo=UTC), _SPARSE),
+    Corpus("old", 2_000, 10.0, datetime(2013, 7, 4, tzinfo=UTC), _OLD),
 )
 
 

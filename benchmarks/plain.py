@@ -80,6 +80,14 @@ def _ms(time: str) -> int:
 
 def run(settings: Settings, what: str, messages: int, directory: str, group: str) -> dict[str, int]:
     """Until so many messages are read: the `rows` that passed validation."""
+    read = passed = 0
+
+    def processed(*_: object) -> None:
+        nonlocal read
+        read += 1
+        if read == messages:
+            app.stop()
+
     app = Application(
         broker_address=settings.kafka.bootstrap_servers,
         consumer_group=group,
@@ -87,10 +95,10 @@ def run(settings: Settings, what: str, messages: int, directory: str, group: str
         consumer_extra_config={key: kafka.CONSUMER[key] for key in ("fetch.queue.backoff.ms", "queued.min.messages")},
         producer_extra_config={"compression.type": "lz4"},
         state_dir=settings.state_dir / group,
-        loglevel="WARNING",
+        loglevel="ERROR",
+        on_message_processed=processed,
     )
     sdf = app.dataframe(app.topic(kafka.topic(settings, kafka.RAW), value_deserializer="bytes"))
-    passed = 0
 
     def counted(_reading: Reading) -> None:
         nonlocal passed
@@ -109,7 +117,7 @@ def run(settings: Settings, what: str, messages: int, directory: str, group: str
             count=Count(), avg=Mean("value"), min=Min("value"), max=Max("value")
         )
         windows.final().to_topic(app.topic(f"{group}.windows"))
-    app.run(count=messages)
+    app.run()
     return {"rows": passed}
 
 

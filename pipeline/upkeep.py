@@ -22,7 +22,7 @@ from contracts.tables import (
     Table,
 )
 from pipeline.errors import Conflict, HistoryMismatch, NotSetUp
-from pipeline.lake import LOG_RETENTION, Lake, progress, translated
+from pipeline.lake import LOG_RETENTION, Lake, files_as, progress, translated
 
 TARGET_BYTES = 128 * 1024 * 1024
 """Size of a file that compaction makes."""
@@ -89,6 +89,7 @@ def compact(lake: Lake, definition: Table, *, many: int = MANY_FILES) -> Compact
                         partition_filters=[(definition.partition_by, "=", day)],
                         target_size=TARGET_BYTES,
                         max_concurrent_tasks=1,
+                        writer_properties=files_as(definition),
                     )
                 break
             except Conflict:
