@@ -74,7 +74,6 @@ class World:
     store: CountedStore
     first: dict[str, tuple[Cost, dict[str, int]]] = field(default_factory=dict)
     second: dict[str, Cost] = field(default_factory=dict)
-    dead: int = 0
 
     @property
     def ready(self) -> list[str]:
@@ -98,7 +97,7 @@ class World:
 
     def end(self) -> None:
         """Run everything again with a few messages more, and balance the books."""
-        preload(self.settings, self.corpus, MORE)
+        preload(self.settings, self.corpus, MORE, after=self.readings)
         for name in NEEDS:
             self.second[name] = measured(
                 self._settings_of(name),
@@ -119,7 +118,7 @@ class World:
     def run(self, name: str) -> Run:
         """The figures of it."""
         (cost, account), again = self.first[name], self.second[name]
-        count = self.messages(name) - (MORE if name not in STAGES else 0)
+        count = self.messages(name) - MORE
         wall_s, cpu_s = max(cost.wall_s - again.wall_s, 1e-3), max(cost.cpu_s - again.cpu_s, 0.0)
         return Run(
             count / wall_s,

@@ -61,13 +61,12 @@ def checksum(corpus: Corpus) -> str:
     return digest.hexdigest()
 
 
-def preload(settings: Settings, corpus: Corpus, count: int) -> int:
-    """Put `count` messages on sensors.raw; their bytes."""
+def preload(settings: Settings, corpus: Corpus, count: int, after: int = 0) -> None:
+    """Put `count` messages on sensors.raw, those that come after so many."""
     producer = kafka.producer(settings, **{"queue.buffering.max.messages": 1_000_000, "linger.ms": 50})
-    topic, size = kafka.topic(settings, kafka.RAW), 0
-    for key, value, label in corpus.messages(count):
+    topic = kafka.topic(settings, kafka.RAW)
+    for key, value, label in itertools.islice(corpus.messages(after + count), after, None):
         headers = [(LABEL_HEADER, label.encode())] if label else None
-        size += len(value or b"")
         while True:
             try:
                 producer.produce(topic, value, key.encode(), headers)
@@ -75,4 +74,3 @@ def preload(settings: Settings, corpus: Corpus, count: int) -> int:
             except BufferError:
                 producer.poll(0.1)
     producer.flush()
-    return size
