@@ -30,7 +30,7 @@ _FORMER = "rolling"
 _POLL_S = 0.01
 """Longest wait for one micro-batch; when none came in it, we have read all that there is."""
 
-_BACKLOG_S = 1.0
+_BACKLOG_S = 3.0
 """Longest time between two checkpoints while there is always more to read."""
 
 

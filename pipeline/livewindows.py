@@ -73,7 +73,8 @@ class LiveWindows:
         self._places: dict[Name, int] = {}
         self._names: list[Name] = []
         self._of_sensor: dict[str, list[int]] = {}
-        self._records = self._empty(0)
+        # Fields of fewer than two records are contiguous, which to the compiler is another type: one is compiled.
+        self._records = self._empty(2)
         self._intervals: tuple[int, int, Floats] = 0, 0, np.zeros(0)
 
     def __len__(self) -> int:

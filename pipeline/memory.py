@@ -86,7 +86,7 @@ class Memory:
         `readings` as micro-batches hold them (pipeline.microbatch.unpack).
         """
         sensor, sensor_ids = _codes(readings["sensor_id"])
-        at_us = readings["timestamp"].cast(pa.int64()).to_numpy()
+        at_us = _us(readings["timestamp"])
         identity = self._identities.of(readings, sensor, sensor_ids)
         newer = ~overtaken(sensor, at_us, self._rolling.newest_us(sensor_ids))
         known, forgotten = self._identities.seen(identity, newer)
@@ -105,8 +105,8 @@ class Memory:
         self._identities.remember(identity, np.flatnonzero(first))
 
         place = self._entered(readings, identity.sensor, sensor, sensor_ids)
-        self._windows.arrived(place, readings["raw_timestamp"].cast(pa.int64()).to_numpy())
-        values, flagged = refined.valid["value"].to_numpy(), refined.valid["is_anomaly"].to_numpy()
+        self._windows.arrived(place, _us(readings["raw_timestamp"]))
+        values, flagged = (refined.valid[name].to_numpy(writable=True) for name in ("value", "is_anomaly"))
         windows, late = self._windows.add(place[valid], at_us[valid], values, flagged)
         unsure = frame[forgotten[first[forgotten]]].select("sensor_id", "event_id", "timestamp")
         return Worked(refined, windows, late, unsure, sensor, sensor_ids)
@@ -207,6 +207,11 @@ def _parts(value: bytes) -> tuple[bytes, bytes | None, bytes | None]:
 _DAMAGED = (
     "Stop detect, delete its changelog topic and its state directory, and let the group read from the earliest."
 )
+
+
+def _us(times: pa.ChunkedArray) -> Ints:
+    """Microseconds of the epoch, in an array of one kind: to the compiler one that cannot be written is another."""
+    return np.require(times.cast(pa.int64()).to_numpy(), requirements="W")
 
 
 def _codes(texts: pa.ChunkedArray) -> tuple[Ints, list[str]]:

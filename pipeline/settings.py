@@ -112,7 +112,7 @@ class Detection(_Group):
 class Detect(_Group):
     """What the stream alone has: how soon it answers, what it remembers, silence."""
 
-    commit_interval_s: PositiveFloat = Field(0.05, description="Between two commits where all is read; else 1 s")
+    commit_interval_s: PositiveFloat = Field(0.05, description="Between two commits where all is read; else 3 s")
     commit_bytes: PositiveInt = Field(32 * 1_048_576, description="Bytes of micro-batches that make a commit")
     identities: int = Field(32, ge=1, description="Readings of a sensor, the latest ones, that a copy is known by")
     dropout_after: PositiveFloat = Field(3.0, description="Expected intervals without a reading that are a dropout")

@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts.registry import load_registry
+from pipeline import identities, livewindows, scoring
 from pipeline.decode import READING_SCHEMA
+from pipeline.detector import Detector
 from pipeline.errors import SchemaTooNew, TerminalError
 from pipeline.memory import Memory, Worked
 from pipeline.refine import State, refine
-from pipeline.settings import Detection
+from pipeline.settings import Detection, Settings
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 RULES = Detection(window=6, min_readings=3, threshold=2.0, shift_after=4, lateness_s=60)
@@ -58,6 +60,20 @@ def again(memory: Memory, sensor_ids: list[str], identities: int = 8) -> Memory:
     read = Memory(RULES, identities)
     read.decode([memory.encode([sensor_id]) for sensor_id in sensor_ids])
     return read
+
+
+def test_what_is_compiled_before_the_first_reading_is_all_that_is_needed() -> None:
+    loops = [livewindows._add, livewindows._arrived, identities._hash, identities._looked_up, scoring.overtaken]
+    loops += [identities._entered_in_order, scoring._score, scoring.grouped]
+    Detector(Settings(), REGISTRY).prepare()
+    compiled = [len(loop.signatures) for loop in loops]
+
+    memory = Memory(RULES, 8)
+    for turn in range(3):
+        rows = [table([R(name, f"{name}{turn}", turn * 400)]) for name in "abc"[: turn + 1]]
+        memory.work(pa.concat_tables(rows), REGISTRY)
+        memory = again(memory, ["a", "b", "c"])
+    assert [len(loop.signatures) for loop in loops] == compiled
 
 
 VERDICT = ["raw_offset", "anomaly_rules", "zscore", "baseline_mean", "baseline_std", "is_late", "value"]
