@@ -286,7 +286,13 @@ def main() -> None:
                     f"{rate:>9,.0f} {layer:<12}" + "".join(f"{found[each]:>12,.0f}" for each in PERCENTILES),
                     flush=True,
                 )
-    results.save("latency", asked.keep, seconds=asked.seconds, settings=settings_told, lines=lines)
+    results.save(
+        "latency_stream" if asked.only_stream else "latency",
+        asked.keep,
+        seconds=asked.seconds,
+        settings=settings_told,
+        lines=lines,
+    )
 
 
 if __name__ == "__main__":
