@@ -64,11 +64,8 @@ def pages(template: str, results: dict[str, Result]) -> dict[str, str]:
     tables |= {f"stages_{corpus}": _stages(lines, stages["readings"]) for corpus, lines in stages["corpora"].items()}
     tables |= {f"ways_{corpus}": _ways(lines) for corpus, lines in stages["corpora"].items()}
     tables |= {f"stages_{name}": f"{stages[name]:,}" for name in ("readings", "repetitions")}
-    tables |= {
-        "latency": _latency(latency),
-        "detect": _detect(results["detect"]),
-        "parity": _parity(results["parity"]),
-    }
+    tables |= {name: _latency(results[name]) for name in ("latency", "latency_stream")}
+    tables |= {"detect": _detect(results["detect"]), "parity": _parity(results["parity"])}
     tables |= {f"parity_{name}": f"{results['parity'][name]:,}" for name in ("readings", "kills")}
     plots = {f"benchmarks-{corpus}.svg": _plotted(lines) for corpus, lines in stages["corpora"].items()}
     plots["benchmarks-latency.svg"] = bars(
