@@ -43,12 +43,12 @@ def kpis(figures: Figures, fresh: Fresh | None, goals: Objectives, now: datetime
             _spark(ended["anomalies"] / ended["readings"]),
         ),
         _kpi(
-            "Health", percent(health), f"slots with a reading; goal {percent(goals.sensor_health)}",
+            "Health", percent(health), f"last hour; goal {percent(goals.sensor_health)}",
             _spark(ended["reported"] / ended["expected"], goals.sensor_health),
             _verdict((health or 0) >= goals.sensor_health, known=health is not None),
         ),
         _kpi(
-            "Quality", percent(quality, 2), f"good readings; goal {percent(goals.quality)}",
+            "Quality", percent(quality, 2), f"last hour; goal {percent(goals.quality)}",
             _spark(1 - ended["bad"] / ended["came"], goals.quality),
             _verdict((quality or 0) >= goals.quality, known=quality is not None),
         ),

@@ -97,11 +97,16 @@ class Trends:
 
     def _told(self, shown: Shown, sensors: tuple[str, ...]) -> str:
         parts = [f"<b>{esc(unit_of(shown.unit))}</b>, {shown.resolution.value}"]
+        if len(sensors) > 1:
+            parts += [
+                f'<span class="key"><span class="sw" style="background:{colour}"></span>{esc(sensor)}</span>'
+                for sensor, colour in zip(sensors, self._lines.colours, strict=False)
+            ]
         if len(sensors) == 1 and not shown.band.is_empty():
             parts.append("band: where a reading is no outlier")
-        elif shown.resolution is not Resolution.RAW:
-            parts.append("band: smallest to largest value" if len(sensors) == 1 else "mean of each")
-        return f'<div class="muted">{"; ".join(parts)}{self._session.left_out}</div>'
+        elif shown.resolution is not Resolution.RAW and len(sensors) == 1:
+            parts.append("band: smallest to largest value")
+        return f'<div class="muted">{"&ensp; ".join(parts)}{self._session.left_out}</div>'
 
     def _way_out(self, sensors: tuple[str, ...]) -> str:
         known = self._catalogue.filter(pl.col("sensor_id").is_in(list(sensors)))
