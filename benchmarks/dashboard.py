@@ -57,6 +57,7 @@ class Viewer:
         self._url, self._page = url, page
         self._socket: WebSocketClientConnection | None = None
         self._document: asyncio.Future[dict[str, object]] = asyncio.get_running_loop().create_future()
+        self._welcome = asyncio.Event()
         self._wanted: tuple[int, asyncio.Future[float]] | None = None
         self._listening: asyncio.Task[None] | None = None
         self.updates_ms: list[float] = []
@@ -70,6 +71,7 @@ class Viewer:
         path = f"{self._url.replace('http', 'ws', 1)}/{self._page}{'/' if self._page else ''}ws"
         self._socket = await websocket_connect(path, subprotocols=["bokeh", token[1]])
         self._listening = asyncio.create_task(self._listen())
+        await asyncio.wait_for(self._welcome.wait(), 60)
         await self._send("PULL-DOC-REQ", {})
         await asyncio.wait_for(self._document, 60)
 
@@ -106,6 +108,8 @@ class Viewer:
             if not isinstance(frame, str) or not frame.startswith("{"):
                 continue
             said = json.loads(frame)
+            if said.get("msgtype") == "ACK":
+                self._welcome.set()
             if "doc" in said and not self._document.done():
                 self._document.set_result(said["doc"])
             self.messages += "events" in said
