@@ -190,6 +190,7 @@ class Dashboard(_Group):
 
     host: str = Field("127.0.0.1", description="Another than this machine's own needs a login")
     port: PositiveInt = 5006
+    max_sessions: PositiveInt = Field(200, description="Pages open at a time; who comes after is told so")
     origins: str = Field("", description="Other host:port that browsers have it by (behind a proxy), with spaces")
     password: SecretStr | None = Field(None, description="What viewers log in with, under any name")
     oauth_provider: Literal["auth0", "azure", "bitbucket", "generic", "github", "gitlab", "google", "okta"] | None = (

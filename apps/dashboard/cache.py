@@ -101,9 +101,9 @@ class Cache:
         self._pool.shutdown(cancel_futures=True)
 
     @property
-    def stopping(self) -> bool:
-        """Long work ends where it may."""
-        return self._stopping.is_set()
+    def listeners(self) -> int:
+        """How many listen: the pages that are open."""
+        return len(self._listeners)
 
     def ask(self, question: Question[T]) -> Answer[T]:
         """The newest answer; ask again to keep it new."""

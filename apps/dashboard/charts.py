@@ -11,9 +11,9 @@ from bokeh.events import RangesUpdate
 from bokeh.models import (
     BoxZoomTool,
     PanTool,
-    ResetTool,
     WheelZoomTool,
 )
+from bokeh.plotting import figure
 
 from apps.dashboard.series import Resolution, Shown
 from apps.dashboard.theme import (
@@ -43,6 +43,7 @@ STEP = {
     Resolution.DAY: timedelta(days=1),
 }
 _MINIMAL_MOVE = 0.002
+SETTLES_MS = 250
 
 Floats = npt.NDArray[np.float64]
 
@@ -59,7 +60,7 @@ class Lines:
         pan, wheel = PanTool(dimensions="width"), WheelZoomTool(dimensions="width")
         self.plot = time_figure(theme, 380, x_range=x, y_range=padded_range())
         box = BoxZoomTool(dimensions="width")
-        self.plot.add_tools(box, pan, wheel, ResetTool())
+        self.plot.add_tools(box, pan, wheel)
         self.plot.toolbar.active_drag = box
         self.plot.toolbar_location = "right"
         self._sources = [empty_source("t", "t_utc", "y", "low", "high", "n", "sensor", "more") for _ in theme.series]
@@ -94,7 +95,7 @@ class Lines:
             hover(lines, ("", "@sensor"), ("mean", "@y{0,0.[000]}"), ("", "@more"), mode="mouse"),
             hover([marks], ("", "@sensor"), ("anomaly", "@rules"), ("value", "@value"), ("z-score", "@z")),
         )
-        self.plot.on_event(RangesUpdate, self._moved)
+        when_settled(self.plot, self._moved)
         self._bars = empty_source("t", "t_utc", "n", "width")
         self.strip = time_figure(theme, 92, x_range=x)
         self.strip.toolbar_location = None
@@ -166,6 +167,23 @@ class Lines:
         if abs(event.x0 - start) > least or abs(event.x1 - end) > least:
             self._window = event.x0, event.x1
             self._zoomed(event)
+
+
+def when_settled(plot: figure, act: Callable[[RangesUpdate], None]) -> None:
+    """Call `act` with the newest range while a viewer moves the figure, not at every pixel."""
+    newest: list[RangesUpdate] = []
+
+    def fire() -> None:
+        event = newest.pop()
+        newest.clear()
+        act(event)
+
+    def moved(event: RangesUpdate) -> None:
+        newest.append(event)
+        if len(newest) == 1:
+            plot.document.add_timeout_callback(fire, SETTLES_MS)
+
+    plot.on_event(RangesUpdate, moved)
 
 
 def _line(shown: Shown, sensor: str | None) -> dict[str, object]:

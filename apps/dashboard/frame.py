@@ -183,6 +183,7 @@ def _badge(state: str, word: str, text: str) -> str:
 def render(kind: PageKind, pages: Sequence[PageKind], cache: Cache, *, logout: bool) -> pn.Template:
     """A page for a new session. A browser that has not told its zone yet gets a page that asks for it."""
     session = Session(cache)
+    full = cache.listeners >= session.settings.dashboard.max_sessions
     template = pn.Template(_TEMPLATE, location=True)
     for name, value in {
         "page_css": _PAGE_CSS,
@@ -191,6 +192,7 @@ def render(kind: PageKind, pages: Sequence[PageKind], cache: Cache, *, logout: b
         "html_attrs": f'data-theme="{session.theme.name}"',
         "app_favicon": _ICON,
         "greeting": not session.greeted,
+        "full": full,
         "zone": session.zone.key,
         "other_theme": "light" if session.theme.name == "dark" else "dark",
         "logout": logout,
@@ -199,7 +201,7 @@ def render(kind: PageKind, pages: Sequence[PageKind], cache: Cache, *, logout: b
         ],
     }.items():
         template.add_variable(name, value)
-    if not session.greeted:
+    if full or not session.greeted:
         template.add_variable("cards", [])
         return template
     page = kind.make(session)

@@ -7,9 +7,9 @@ from typing import Any
 import panel as pn
 import polars as pl
 from bokeh.events import RangesUpdate
-from bokeh.models import BoxZoomTool, FactorRange, PanTool, ResetTool, TapTool, WheelZoomTool
+from bokeh.models import BoxZoomTool, FactorRange, PanTool, TapTool, WheelZoomTool
 
-from apps.dashboard.charts import Lines
+from apps.dashboard.charts import Lines, when_settled
 from apps.dashboard.controls import RangeControl
 from apps.dashboard.frame import Card, Session, figure_pane, html, note, nothing, show, widget
 from apps.dashboard.incidents import MOST, RULES, Found, Incidents, Severity
@@ -68,7 +68,7 @@ class Timeline:
         x = fixed_range()
         self._plot = time_figure(theme, 260, x_range=x, y_range=FactorRange(factors=[" "]))
         box = BoxZoomTool(dimensions="width")
-        self._plot.add_tools(box, PanTool(dimensions="width"), WheelZoomTool(dimensions="width"), ResetTool())
+        self._plot.add_tools(box, PanTool(dimensions="width"), WheelZoomTool(dimensions="width"))
         self._plot.toolbar.active_drag = box
         self._plot.toolbar_location = "right"
         self._cells = empty_source("t", "t_utc", "rule", "width", "strength", "n")
@@ -95,7 +95,7 @@ class Timeline:
         )
         styled_legend(self._plot, theme)
         self._plot.add_layout(self._plot.legend[0], "above")
-        self._plot.on_event(RangesUpdate, self._moved)
+        when_settled(self._plot, self._moved)
         self._bars = {each: empty_source("t", "t_utc", "n", "bottom", "top", "width") for each in Severity}
         self._histogram = time_figure(theme, 130, x_range=x)
         self._histogram.toolbar_location = None

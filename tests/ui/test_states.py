@@ -15,13 +15,16 @@ from tests.ui.conftest import Served, serve, settings_of
 
 pytestmark = pytest.mark.timeout(120)
 
+MOST_PAGES = 8
 PASSWORD = "correct horse battery staple"
 
 
 @pytest.fixture
 def locked(tmp_path: Path) -> Iterator[Served]:
     """A dashboard with a login, on a lake in which nothing is yet."""
-    yield from serve(settings_of(tmp_path / "lake", PASSWORD), tmp_path / "log")
+    settings = settings_of(tmp_path / "lake", PASSWORD)
+    few = settings.dashboard.model_copy(update={"max_sessions": MOST_PAGES})
+    yield from serve(settings.model_copy(update={"dashboard": few}), tmp_path / "log")
 
 
 def log_in(page: Page, password: str) -> None:
@@ -73,6 +76,10 @@ def test_only_who_logs_in_sees_anything_and_everybody_sees_how_fresh_it_is(
     told = page.content()
     assert locked.settings.lake.uri not in told
     assert "Traceback" not in told
+
+    pages = [page.context.request.get(locked.url).text() for _ in range(MOST_PAGES + 1)]
+    assert "Too many pages" in pages[-1]
+    assert "Too many pages" not in pages[0]
 
     expect(page.locator("#lost")).to_be_hidden()
     locked.process.terminate()
