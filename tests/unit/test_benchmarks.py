@@ -1,9 +1,15 @@
-"""The corpora are the same bytes everywhere, a plot is as its numbers are."""
+"""The page is what the results give, the corpora are the same bytes everywhere, a plot is as its numbers are."""
 
 import pytest
 
 from benchmarks.corpus import CORPORA, Corpus, checksum
+from benchmarks.report import DOCS, kept
 from benchmarks.svg import Bar, bars
+
+
+@pytest.mark.parametrize("name", kept())
+def test_a_page_is_what_the_results_give(name: str) -> None:
+    assert (DOCS / name).read_text() == kept()[name], "run `make bench-page`"
 
 
 @pytest.mark.parametrize("corpus", [each for each in CORPORA if each.name != "sparse"], ids=lambda each: each.name)
