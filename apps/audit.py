@@ -14,12 +14,12 @@ import polars as pl
 from deltalake import DeltaTable
 
 from apps.keeping import CLOCKS, KEEPS, Deadline, behind_of, collect, first_offsets, kept, places
+from contracts.columns import WINDOW
 from contracts.tables import (
     BRONZE_READINGS,
     GOLD_SENSOR_5MIN,
     SILVER_QUARANTINE,
     SILVER_READINGS,
-    WINDOW,
     Rule,
     Table,
 )

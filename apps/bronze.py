@@ -13,9 +13,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from contracts.tables import BRONZE_ANOMALIES, BRONZE_DEAD_LETTERS, BRONZE_READINGS, Table
-from contracts.wire import Anomaly, DeadLetterHeader
+from contracts.tables import BRONZE_ANOMALIES, BRONZE_DEAD_LETTERS, BRONZE_READINGS, AnomalyRule, Table
+from contracts.wire import DROPOUT, Anomaly, DeadLetterHeader, Reason
 from pipeline import kafka, offsets, stream
+from pipeline.aggregate import FIVE_MINUTES
 from pipeline.errors import ContractBroken, HistoryMismatch
 from pipeline.lake import Lake, append, progress
 from pipeline.microbatch import unpack
@@ -180,7 +181,8 @@ def readings(messages: Sequence[Message], now: datetime) -> Decoded:
 
 
 def dead_letters(messages: Sequence[Message], now: datetime) -> Decoded:
-    """Dead letters -> rows of bronze/dead_letters. One without our headers is unreadable."""
+    """Dead letters -> rows of bronze/dead_letters. One without our headers, or with a reason that is none, is
+    unreadable."""
     rows: list[Mapping[str, object]] = []
     unreadable: list[tuple[Message, str]] = []
     for message in messages:
@@ -200,7 +202,7 @@ def _dead_letter(message: Message) -> Mapping[str, object]:
         "raw_partition": _number(told[DeadLetterHeader.PARTITION], 2**31),
         "raw_offset": _number(told[DeadLetterHeader.OFFSET], 2**63),
         "raw_timestamp": _number(told[DeadLetterHeader.TIMESTAMP], 2**53) * 1000,
-        "reason": told[DeadLetterHeader.REASON],
+        "reason": Reason(told[DeadLetterHeader.REASON]),
         "message": told[DeadLetterHeader.MESSAGE],
         "key": message.key,
         "value": message.value,
@@ -218,6 +220,10 @@ def anomalies(messages: Sequence[Message], now: datetime) -> Decoded:
         try:
             told = msgspec.structs.asdict(_anomaly.decode(message.value or b""))
             times = {name: _utc(told[name]) for name in ("timestamp", "window_start")}
+            if unknown := set(told["anomaly_rules"]) - _RULES:
+                raise ValueError(f"there is no rule {', '.join(sorted(unknown))}")
+            if times["timestamp"] - times["timestamp"] % _WINDOW_US != times["window_start"]:
+                raise ValueError("window_start is not that of its timestamp")
         except (msgspec.DecodeError, ValueError) as error:
             unreadable.append((message, f"not an anomaly: {error}"))
         else:
@@ -226,6 +232,8 @@ def anomalies(messages: Sequence[Message], now: datetime) -> Decoded:
 
 
 _anomaly = msgspec.json.Decoder(Anomaly)
+_RULES = {*AnomalyRule, DROPOUT}
+_WINDOW_US = FIVE_MINUTES // timedelta(microseconds=1)
 
 
 def _text(value: bytes | str | None) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 import polars as pl
 
+from contracts.columns import WINDOW
 from contracts.registry import Registry, load_registry
-from contracts.tables import WINDOW
 from contracts.wire import DROPOUT, UTC_MICROSECONDS, Anomaly, Window
 from pipeline import kafka, metrics, offsets, stream
 from pipeline.detector import Detector

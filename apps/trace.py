@@ -14,6 +14,7 @@ import polars as pl
 import typer
 from psycopg import sql
 
+from contracts.columns import WINDOW
 from contracts.tables import (
     BRONZE_DEAD_LETTERS,
     BRONZE_READINGS,
@@ -22,7 +23,6 @@ from contracts.tables import (
     GOLD_SENSOR_5MIN,
     SILVER_QUARANTINE,
     SILVER_READINGS,
-    WINDOW,
     Table,
 )
 from contracts.warehouse import FACTS, SCHEMA

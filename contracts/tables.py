@@ -8,25 +8,17 @@ A change has to be one that the release before can live with: contracts/compatib
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated
+from typing import Any
 
 import polars as pl
 
+from contracts.columns import AS_SENT, CANONICAL, WINDOW, Texts, UtcTime, day_of, rule
+from contracts.gold import GoldDailySummary, GoldLocationHourly, GoldSensor5Min
 from contracts.validation import PolarsData, pa
+from contracts.wire import DROPOUT, Reason
 
 SCHEMA_VERSION = 1
 """Version of the layouts below, stamped on every table: a step adds columns that may be null (pipeline/layout.py)."""
-
-CANONICAL = {"unit": "canonical"}
-"""Metadata of a number in the sensor type's canonical unit."""
-AS_SENT = {"unit": "as sent"}
-"""Metadata of a number in the unit that the row says was sent."""
-
-UtcTime = Annotated[pl.Datetime, "us", "UTC"]
-Texts = Annotated[pl.List, pl.String]
-
-WINDOW = "5m"
-"""Length of Gold's tumbling windows."""
 
 
 class Rule(StrEnum):
@@ -57,6 +49,14 @@ class AnomalyRule(StrEnum):
     """The recent values have gone too far from the baseline, measured by how far they are from it in the long run."""
 
 
+def _known_rules(*names: str) -> Any:
+    known = pl.col("anomaly_rules").list.eval(pl.element().is_in(names)).list.all()
+    return rule("rules_are_known", "Each of anomaly_rules is one that there is.", known)
+
+
+_ANOMALY_RULES = [rule.value for rule in AnomalyRule]
+
+
 class _Reading(pa.DataFrameModel):
     """Columns of a reading, from Bronze to Silver and quarantine."""
 
@@ -77,6 +77,10 @@ class _Reading(pa.DataFrameModel):
     batch_row: pl.Int32 = pa.Field(ge=0, description="Row in the micro-batch; orders a series with the two before")
 
 
+_LATER = pl.col("batch_offset").diff().over("batch_partition")
+_FURTHER = pl.col("batch_row").cast(pl.Int64).diff().over("batch_partition")
+
+
 class BronzeReadings(_Reading):
     """A decoded reading, exactly as it came, with the way to its raw message."""
 
@@ -90,12 +94,12 @@ class BronzeReadings(_Reading):
         """Neither NaN nor infinite."""
         return data.lazyframe.select(pl.col(data.key).is_finite())
 
-    @pa.dataframe_check
-    def in_order(cls, data: PolarsData) -> pl.LazyFrame:  # type: ignore[misc]  # noqa: N805 - Pandera makes it a class method
-        """Each row of a partition comes after the one before it: a later micro-batch, or a later row of the same."""
-        partition, offset, row = pl.col("batch_partition"), pl.col("batch_offset"), pl.col("batch_row")
-        later, further = offset.diff().over(partition), row.cast(pl.Int64).diff().over(partition)
-        return data.lazyframe.select(((later > 0) | ((later == 0) & (further > 0))).fill_null(value=True))
+    in_order = rule(
+        "in_order",
+        "Each row of a partition comes after the one before it: a later micro-batch, or a later row of the same.",
+        ((_LATER > 0) | ((_LATER == 0) & (_FURTHER > 0))).fill_null(value=True),
+    )
+    on_its_day = day_of("ingested_at", "ingest_date")
 
     class Config:
         strict = True
@@ -108,7 +112,7 @@ class BronzeDeadLetters(pa.DataFrameModel):
     raw_partition: pl.Int32 = pa.Field(ge=0, description="Partition that it came from")
     raw_offset: pl.Int64 = pa.Field(ge=0, description="Offset that it came from")
     raw_timestamp: UtcTime = pa.Field(description="When the broker took the raw message")
-    reason: str = pa.Field(description="One of contracts.wire.Reason")
+    reason: str = pa.Field(isin=[reason.value for reason in Reason], description="Why: one of contracts.wire.Reason")
     message: str = pa.Field(description="What exactly was wrong")
     key: pl.Binary = pa.Field(nullable=True, description="The raw message's key, byte for byte")
     value: pl.Binary = pa.Field(nullable=True, description="The raw message's value, byte for byte; null: tombstone")
@@ -117,6 +121,8 @@ class BronzeDeadLetters(pa.DataFrameModel):
     batch_offset: pl.Int64 = pa.Field(ge=0, description="Offset of the dead letter")
     ingested_at: UtcTime = pa.Field(description="When Bronze committed it")
     ingest_date: pl.Date = pa.Field(description="UTC day of ingested_at; partition column")
+
+    on_its_day = day_of("ingested_at", "ingest_date")
 
     class Config:
         strict = True
@@ -149,6 +155,14 @@ class BronzeAnomalies(pa.DataFrameModel):
     batch_offset: pl.Int64 = pa.Field(ge=0, description="Offset of the anomaly message")
     ingested_at: UtcTime = pa.Field(description="When Bronze committed it")
     ingest_date: pl.Date = pa.Field(description="UTC day of ingested_at; partition column")
+
+    rules_are_known = _known_rules(*_ANOMALY_RULES, DROPOUT)
+    in_its_window = rule(
+        "in_its_window",
+        "window_start is the start of the 5-minute window of timestamp.",
+        pl.col("timestamp").dt.truncate(WINDOW) == pl.col("window_start"),
+    )
+    on_its_day = day_of("ingested_at", "ingest_date")
 
     class Config:
         strict = True
@@ -191,10 +205,19 @@ class SilverReadings(_Reading, _Lineage):
         """Neither NaN nor infinite."""
         return data.lazyframe.select(pl.col(data.key).is_finite().fill_null(value=True))
 
-    @pa.dataframe_check
-    def flagged_iff_a_rule_says_so(cls, data: PolarsData) -> pl.LazyFrame:  # type: ignore[misc]  # noqa: N805 - Pandera makes it a class method
-        """is_anomaly is true exactly where anomaly_rules is not empty."""
-        return data.lazyframe.select(pl.col("is_anomaly") == (pl.col("anomaly_rules").list.len() > 0))
+    flagged_iff_a_rule_says_so = rule(
+        "flagged_iff_a_rule_says_so",
+        "is_anomaly is true exactly where anomaly_rules is not empty.",
+        pl.col("is_anomaly") == (pl.col("anomaly_rules").list.len() > 0),
+    )
+    rules_are_known = _known_rules(*_ANOMALY_RULES)
+    scored_against_a_baseline = rule(
+        "scored_against_a_baseline",
+        "zscore, baseline_mean and baseline_std are there together, or none of them.",
+        (pl.col("zscore").is_null() == pl.col("baseline_mean").is_null())
+        & (pl.col("zscore").is_null() == pl.col("baseline_std").is_null()),
+    )
+    on_its_day = day_of("timestamp", "event_date")
 
     class Config:
         strict = True
@@ -208,108 +231,7 @@ class SilverQuarantine(_Reading, _Lineage):
     rule: str = pa.Field(isin=[rule.value for rule in Rule], description="The rule that it breaks")
     detail: str = pa.Field(description="What the rule says of this value")
 
-    class Config:
-        strict = True
-
-
-class _Aggregate(pa.DataFrameModel):
-    """Columns of every Gold table; the numbers are in the sensor type's canonical unit."""
-
-    location: str = pa.Field(description="Where the sensors stand")
-    sensor_type: str = pa.Field(description="What they measure")
-    count: pl.Int64 = pa.Field(gt=0, description="Readings", metadata={"unit": "readings"})
-    avg: float = pa.Field(description="Mean", metadata=CANONICAL)
-    min: float = pa.Field(description="Smallest value", metadata=CANONICAL)
-    max: float = pa.Field(description="Largest value", metadata=CANONICAL)
-    std: float = pa.Field(
-        nullable=True, ge=0, description="Standard deviation (ddof 1); null for one reading", metadata=CANONICAL
-    )
-    anomaly_count: pl.Int64 = pa.Field(ge=0, description="Readings that a rule flags", metadata={"unit": "readings"})
-    health_pct: float = pa.Field(
-        nullable=True,
-        ge=0,
-        le=100,
-        description="Share of expected slots with a reading",
-        metadata={"unit": "%"},
-    )
-    event_date: pl.Date = pa.Field(description="UTC day; partition column")
-
-    @pa.dataframe_check
-    def mean_between_extremes(cls, data: PolarsData) -> pl.LazyFrame:  # type: ignore[misc]  # noqa: N805 - Pandera makes it a class method
-        """min <= avg <= max, but for rounding in the last place."""
-        slack = 1e-9 * (pl.col("min").abs() + pl.col("max").abs())
-        return data.lazyframe.select(
-            (pl.col("min") - slack <= pl.col("avg")) & (pl.col("avg") <= pl.col("max") + slack)
-        )
-
-    @pa.dataframe_check
-    def no_more_anomalies_than_readings(cls, data: PolarsData) -> pl.LazyFrame:  # type: ignore[misc]  # noqa: N805 - Pandera makes it a class method
-        """anomaly_count <= count."""
-        return data.lazyframe.select(pl.col("anomaly_count") <= pl.col("count"))
-
-
-class GoldSensor5Min(_Aggregate):
-    """A series at a location in a 5-minute window."""
-
-    sensor_id: str = pa.Field(description="The sensor")
-    window_start: UtcTime = pa.Field(description="Start of the window, included; it ends 5 minutes later, excluded")
-    p50: float = pa.Field(description="Median (exact, linear interpolation)", metadata=CANONICAL)
-    p95: float = pa.Field(description="95th percentile (exact, linear interpolation)", metadata=CANONICAL)
-    p99: float = pa.Field(description="99th percentile (exact, linear interpolation)", metadata=CANONICAL)
-    sum: float = pa.Field(description="Sum, so that means compose", metadata=CANONICAL)
-    m2: float = pa.Field(
-        ge=0,
-        description="Sum of squared deviations from the mean, so that std composes",
-        metadata={"unit": "canonical, squared"},
-    )
-    expected_count: pl.Int64 = pa.Field(
-        nullable=True,
-        gt=0,
-        description="Expected-interval slots in the window; null: interval longer than it",
-        metadata={"unit": "slots"},
-    )
-    reported_count: pl.Int64 = pa.Field(
-        nullable=True,
-        ge=0,
-        description="Slots of them with a reading; 0 where it only reported outside its active range",
-        metadata={"unit": "slots"},
-    )
-
-    @pa.dataframe_check
-    def percentiles_in_order(cls, data: PolarsData) -> pl.LazyFrame:  # type: ignore[misc]  # noqa: N805 - Pandera makes it a class method
-        """min <= p50 <= p95 <= p99 <= max."""
-        pairs = [("min", "p50"), ("p50", "p95"), ("p95", "p99"), ("p99", "max")]
-        slack = 1e-9 * (pl.col("min").abs() + pl.col("max").abs())
-        return data.lazyframe.select(pl.all_horizontal(pl.col(a) <= pl.col(b) + slack for a, b in pairs))
-
-    class Config:
-        strict = True
-
-
-class _Rollup(_Aggregate):
-    """Columns of the tables that are rolled up from sensor_5min."""
-
-    sensor_count: pl.Int64 = pa.Field(gt=0, description="Sensors with a reading", metadata={"unit": "sensors"})
-    sensors_expected: pl.Int64 = pa.Field(
-        gt=0,
-        description="Active sensors of the registry, and any other that reported",
-        metadata={"unit": "sensors"},
-    )
-
-
-class GoldLocationHourly(_Rollup):
-    """A location and sensor type in an hour (UTC)."""
-
-    hour: UtcTime = pa.Field(description="Start of the hour")
-
-    class Config:
-        strict = True
-
-
-class GoldDailySummary(_Rollup):
-    """A location and sensor type in a day (UTC: event_date)."""
-
-    anomaly_rate: float = pa.Field(ge=0, le=1, description="anomaly_count / count", metadata={"unit": "1"})
+    on_its_day = day_of("timestamp", "event_date")
 
     class Config:
         strict = True
@@ -327,10 +249,8 @@ class QualityChecks(pa.DataFrameModel):
     failed: pl.Int64 = pa.Field(ge=0, description="Rows that break it", metadata={"unit": "rows"})
     run_date: pl.Date = pa.Field(description="UTC day of run_at; partition column")
 
-    @pa.dataframe_check
-    def no_more_failed_than_rows(cls, data: PolarsData) -> pl.LazyFrame:  # type: ignore[misc]  # noqa: N805 - Pandera makes it a class method
-        """failed <= rows."""
-        return data.lazyframe.select(pl.col("failed") <= pl.col("rows"))
+    no_more_failed_than_rows = rule("no_more_failed_than_rows", "failed <= rows.", pl.col("failed") <= pl.col("rows"))
+    on_its_day = day_of("run_at", "run_date")
 
     class Config:
         strict = True

@@ -10,7 +10,8 @@ from typing import Literal
 
 import polars as pl
 
-from contracts.tables import GOLD_DAILY_SUMMARY, GOLD_LOCATION_HOURLY, GOLD_SENSOR_5MIN, Table, UtcTime
+from contracts.columns import UtcTime
+from contracts.tables import GOLD_DAILY_SUMMARY, GOLD_LOCATION_HOURLY, GOLD_SENSOR_5MIN, Table
 from contracts.validation import pa
 
 Dialect = Literal["postgresql", "redshift"]

@@ -12,7 +12,7 @@ from itertools import pairwise
 import polars as pl
 from deltalake import DeltaTable
 
-from contracts.tables import WINDOW
+from contracts.columns import WINDOW
 from pipeline.lake import translated
 from pipeline.layout import scan
 
