@@ -47,13 +47,14 @@ summary { cursor: pointer; color: var(--soft); } summary + table { margin-top: 1
 
 def page(report: Report) -> str:
     """The report as an HTML document."""
+    layers = [layer for layer in LAYERS if any(line.layer == layer for line in report.lines)]
     body = [
         "<h1>Data quality</h1>",
         f'<div class="soft">Rows of the days from {report.since:%Y-%m-%d} on. Checked {_time(report.run_at)} by '
         f"pipeline {escape(__version__)}.</div>",
         _verdict(report),
-        f'<div class="cards">{"".join(_card(report, layer) for layer in LAYERS)}</div>',
-        *(_section(report, layer) for layer in LAYERS),
+        f'<div class="cards">{"".join(_card(report, layer) for layer in layers)}</div>',
+        *(_section(report, layer) for layer in layers),
     ]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Data quality</title>'
@@ -126,8 +127,6 @@ def _trend(history: pl.DataFrame, layer: str) -> str:
 
 def _section(report: Report, layer: str) -> str:
     lines = [line for line in report.lines if line.layer == layer]
-    if not lines:
-        return ""
     shown = sorted((line for line in lines if line.failed), key=lambda line: -line.failed)
     clean = [line for line in lines if not line.failed]
     parts = [f"<h2>{layer.capitalize()}</h2>"]

@@ -1,17 +1,18 @@
 """`pipeline quarantine list|show|release`: what is there by rule, its rows, and what passes after a correction.
 
 A release does not move rows: it rebuilds Silver (apps/rebuild.py) for the sensors whose quarantined readings pass
-now, from the first day of these readings on. So they are scored in their own place in the stream, and what came after
-them anew with them in the baseline: as a build from scratch would. Whatever else of these sensors passes since
-that day is released with them. The same commit that adds a row to Silver names the state in whose outbox its removal
-from quarantine stands; a crash between is completed by whoever opens Silver next.
+now, from the first day on that these readings have, or what came of the sensors after them. So they are scored in
+their own place in the stream, and what came after them anew with them in the baseline: as a build from scratch would.
+Whatever else of these sensors passes since that day is released with them. The same commit that adds a row to Silver
+names the state in whose outbox its removal from quarantine stands; a crash between is completed by whoever opens
+Silver next.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from typing import Any
+from datetime import UTC, date, datetime
+from typing import Any, cast
 
 import polars as pl
 import typer
@@ -21,7 +22,7 @@ from rich.table import Table as RichTable
 from apps import rebuild
 from apps.rebuild import Rebuilt, Selection
 from contracts.registry import Registry, load_registry
-from contracts.tables import SILVER_QUARANTINE, Rule
+from contracts.tables import BRONZE_READINGS, SILVER_QUARANTINE, Rule
 from pipeline.errors import BadInput
 from pipeline.history import ORDER
 from pipeline.lake import Lake, translated
@@ -108,14 +109,33 @@ def release(
     conflict = readings["broke"] == Rule.CONFLICT  # the first reading with its identity stays the first
     rules_of = settings.detection
     judged, _ = refine(readings.filter(~conflict), State.empty(rules_of), registry, rules_of, readings.clear())
-    passing = judged.valid.select("broke", "sensor_id", "event_date")
+    passing = judged.valid
     still = pl.concat([readings.filter(conflict)["broke"], judged.quarantined["rule"]])
     done = None
     if len(passing):
-        first = passing["event_date"].to_list()
-        part = Selection(min(first), sensors=sorted(set(passing["sensor_id"].to_list())))
+        part = Selection(_first_day(settings, passing), sensors=passing["sensor_id"].unique().sort().to_list())
         done = rebuild.silver(settings, registry, part, dry_run=dry_run)
     return Released(_counted(passing["broke"]), _counted(still), done)
+
+
+def _first_day(settings: Settings, passing: pl.DataFrame) -> date:
+    """Of all that came of these sensors with the first reading that passes, or after it: what came late may be of a
+    day before it. `passing` is in order."""
+    firsts = passing.group_by("sensor_id").agg(
+        pl.col("batch_partition", "batch_offset").first().name.prefix("first_")
+    )
+    before = (pl.col("batch_partition") == pl.col("first_batch_partition")) & (
+        pl.col("batch_offset") < pl.col("first_batch_offset")
+    )
+    with translated("see what came after the readings that pass now"):
+        came = (
+            scan(Lake(settings.lake).open(BRONZE_READINGS))
+            .join(firsts.lazy(), on="sensor_id")
+            .filter(~before)
+            .select(pl.col("timestamp").min().dt.date())
+            .collect(engine="streaming")
+        )
+    return cast(date, came.item())
 
 
 def _counted(rules: pl.Series) -> dict[str, int]:

@@ -7,12 +7,15 @@ range is what a build from scratch would have made of it, and what comes later i
 the range keep their old judgement. A row that is as it should be stays, with the lineage it has: where nothing is to
 be changed, nothing of the tables is.
 
-While it replays, a running silver stage waits: the rebuild holds it by a commit of silver/readings, for a minute at a
-time. That is for politeness only: whoever commits second is refused, with or without a hold.
+While it works, a running silver stage waits: the rebuild holds it by a commit of silver/readings, for a minute at a
+time, or for as long again as it has taken so far. That is for politeness only: whoever commits second is refused,
+with or without a hold.
 """
 
 import json
-from collections.abc import Callable, Collection
+import secrets
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
@@ -26,7 +29,7 @@ from contracts.registry import Registry, load_registry
 from contracts.tables import SILVER_QUARANTINE, SILVER_READINGS, Rule
 from pipeline import rebuild
 from pipeline.copies import COLUMNS
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, PipelineError, TerminalError
 from pipeline.history import RAW
 from pipeline.lake import Lake
 from pipeline.outbox import Outbox
@@ -38,6 +41,8 @@ from pipeline.settings import Settings
 from pipeline.stage import retrying
 
 HOLD = timedelta(seconds=60)
+LONGEST_HOLD = timedelta(minutes=10)
+"""So long a stage waits at most for a rebuild that was killed."""
 
 
 @dataclass(frozen=True)
@@ -80,43 +85,79 @@ def silver(
     """Make the selected part of Silver what a build from scratch gives. Raises Conflict when other writers of Silver
     were first, again and again, NotSetUp where there is no Silver, and as `apps.silver.Silver.opened`.
     """
-    return retrying(settings, "rebuild Silver", lambda: _silver(settings, registry, selection, dry_run, clock))
+    tried: dict[int, Rebuilt] = {}
+    return retrying(settings, "rebuild Silver", lambda: _silver(settings, registry, selection, dry_run, clock, tried))
 
 
 def _silver(
-    settings: Settings, registry: Registry, selection: Selection, dry_run: bool, clock: Callable[[], datetime]
+    settings: Settings,
+    registry: Registry,
+    selection: Selection,
+    dry_run: bool,
+    clock: Callable[[], datetime],
+    tried: dict[int, Rebuilt],
 ) -> Rebuilt:
+    """`tried`: what each attempt to commit would change."""
     lake = Lake(settings.lake)
     lake.open(SILVER_READINGS)  # only the stage creates it
-    worker = Silver(settings, lake, registry)
-    tables, known = worker.opened(clock())
-    found = _Found(State.empty(settings.detection))
-    if known.version is None:
-        return found.summary()
-    until = clock() if dry_run else worker.hold(clock() + HOLD)
-    for piece in retraced(
-        tables.bronze,
-        known.version,
-        worker.copies,
-        registry,
-        settings.detection,
-        max_rows=settings.silver.max_rows,
-        missing=found.missing,
-        sensors=selection.sensors,
-    ):
-        if not dry_run and until - clock() < HOLD / 2:
-            until = worker.hold(clock() + HOLD)
-        found.compare(piece, selection, tables)
-    if dry_run:
-        return found.summary()
-    now, readings, outbox = clock(), None, Outbox()
-    if any(map(len, found.readings)):
-        readings = rebuild.replacement(tables.readings, SILVER_READINGS, found.changes(worker, now, 0))
-    if any(map(len, found.quarantine)):
-        where, rows = rebuild.replacement(tables.quarantine, SILVER_QUARANTINE, found.changes(worker, now, 1))
-        outbox = Outbox(rows, where)
-    worker.swap(found.state, readings, outbox)
-    return found.summary()
+    worker, found = Silver(settings, lake, registry), _Found(State.empty(settings.detection))
+    with _holding(worker, clock, dry_run=dry_run) as hold:
+        hold()
+        if dry_run:
+            tables, version = worker.tables()
+        else:
+            tables, known = worker.opened(clock())
+            version = known.version
+            if known.attempt in tried:  # it was committed, whatever went wrong then
+                worker.hold(clock())
+                return tried[known.attempt]
+        if version is None:
+            return found.summary()
+        for piece in retraced(
+            tables.bronze,
+            version,
+            worker.copies,
+            registry,
+            settings.detection,
+            max_rows=settings.silver.max_rows,
+            missing=found.missing,
+            sensors=selection.sensors,
+        ):
+            hold()
+            found.compare(piece, selection, tables)
+        if dry_run:
+            return found.summary()
+        hold()
+        now, readings, outbox = clock(), None, Outbox()
+        if any(map(len, found.readings)):
+            readings = rebuild.replacement(tables.readings, SILVER_READINGS, found.changes(worker, now, 0))
+        if any(map(len, found.quarantine)):
+            where, rows = rebuild.replacement(tables.quarantine, SILVER_QUARANTINE, found.changes(worker, now, 1))
+            outbox = Outbox(rows, where)
+        attempt = secrets.randbits(62)
+        tried[attempt] = found.summary()
+        worker.swap(attempt, found.state, readings, outbox)
+        return tried[attempt]
+
+
+@contextmanager
+def _holding(worker: Silver, clock: Callable[[], datetime], *, dry_run: bool) -> Iterator[Callable[[], None]]:
+    """What to call first, and in the course of the work, so that stages wait; they go on where it ends in vain."""
+    started = until = clock()
+
+    def hold() -> None:
+        nonlocal until
+        now = clock()
+        span = min(max(HOLD, now - started), LONGEST_HOLD)
+        if not dry_run and until - now < span / 2:
+            until = worker.hold(now + span)
+
+    try:
+        yield hold
+    except (KeyboardInterrupt, TerminalError):
+        with suppress(PipelineError):  # it is over by itself, too
+            worker.hold(clock())
+        raise
 
 
 class _Found:
@@ -188,12 +229,13 @@ def gold(settings: Settings, registry: Registry, first: date, last: date, *, dry
 
     Raises as `pipeline.recompute.recompute`.
     """
-    lake = Lake(settings.lake)
+    lake, skew = Lake(settings.lake), timedelta(seconds=settings.ingest.clock_skew_s)
+    most = settings.gold.max_rows
     return {
         derived.target.path: retrying(
             settings,
             f"rebuild {derived.target.path}",
-            partial(recompute, lake, derived, first, last, max_rows=settings.gold.max_rows, dry_run=dry_run),
+            partial(recompute, lake, derived, first, last, max_rows=most, skew=skew, dry_run=dry_run),
         )
         for derived in gold_tables(registry)
     }

@@ -12,14 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import cast
 
 import polars as pl
 from deltalake import DeltaTable
 
 from contracts.registry import Registry, load_registry
 from contracts.tables import BRONZE_READINGS, SILVER_QUARANTINE, SILVER_READINGS, Rule, Table
-from pipeline import history, metrics, rebuild
+from pipeline import history, metrics, outcomes, rebuild
 from pipeline.ceiling import Window
 from pipeline.copies import Copies, first_readings
 from pipeline.errors import Conflict, HistoryMismatch, PipelineError
@@ -28,7 +27,7 @@ from pipeline.lake import replace as lake_replace
 from pipeline.lineage import made_again, quarantine_rows, with_lineage
 from pipeline.outbox import Outbox
 from pipeline.quality import require
-from pipeline.refine import Refined, State, prepare, refine, suspects
+from pipeline.refine import State, prepare, refine, suspects
 from pipeline.retrace import retraced
 from pipeline.settings import Settings
 from pipeline.stage import poll, retrying, running, source_exists
@@ -47,7 +46,6 @@ _REOPEN_AFTER = 100
 """Cycles with one set of table objects; a held one grows with the log."""
 
 log = logging.getLogger(__name__)
-
 
 _NEW = Window()
 
@@ -135,7 +133,7 @@ class Silver:
         valid = with_lineage(refined.valid, now)
         outbox = Outbox(quarantine_rows(refined.quarantined, now))
         placed = len(valid) + len(outbox.rows) + len(refined.duplicates)
-        require(SILVER_READINGS, {"each_reading_in_one_place": placed == len(readings)})
+        require(SILVER_READINGS.path, {"each_reading_in_one_place": placed == len(readings)})
         window = known.window.taking(len(readings), len(outbox.rows))
         window.judge(self._settings.quarantine, outbox.rows)
 
@@ -149,54 +147,65 @@ class Silver:
         self._store.drop((known.manifest.names if known.manifest else frozenset()) - manifest.names)
 
         seconds = time.perf_counter() - started
-        _count(readings, refined, seconds)
+        outcomes.count(readings, refined, seconds)
         log.debug(
             "committed", extra={"batch": {"rows": len(readings), "bronze": [first, target], "seconds": seconds}}
         )
         return len(readings)
 
     def opened(self, now: datetime) -> tuple[Tables, Known]:
-        """The tables, with what belongs to Silver's last commit, delivered. Raises as `cycle` does."""
+        """The tables, with what belongs to Silver's last commit, delivered. Raises as `cycle` does.
+
+        A stage that is at work replaces the state faster than it can be read here: `hold` it first.
+        """
         self._open(now)
         assert self._tables
         assert self._known
         return self._tables, self._known
 
+    def tables(self) -> tuple[Tables, int | None]:
+        """The tables alone, to look at, and the version of Bronze that Silver covers."""
+        tables = self._open_tables()
+        return tables, progress(tables.readings, COVERED)
+
     def hold(self, until: datetime) -> datetime:
         """Make the stages that run wait, by a commit that they have to see: until then, or until `swap`."""
+        if self._tables is None:
+            self._open_tables()
         self._commit(pl.DataFrame(schema=SILVER_READINGS.schema), None, {HELD: int(until.timestamp())})
         return until
 
-    def swap(self, state: State, readings: tuple[str, pl.DataFrame] | None, outbox: Outbox) -> None:
+    def swap(self, attempt: int, state: State, readings: tuple[str, pl.DataFrame] | None, outbox: Outbox) -> None:
         """After `opened`: in one commit of silver/readings replace rows (a predicate, and the rows that it selects
         from then on); after it those of quarantine; and go on from `state`, as far as it knows a sensor. The version
-        of Bronze that Silver covers stays. Raises Conflict where another writer was first: nothing was changed.
+        of Bronze that Silver covers stays. Raises transient errors; where the commit was made all the same, the next
+        `opened` completes the rest, and tells this `attempt` (62 random bits).
         """
         known, sensors = self._known, state.sensor_ids
         assert self._tables
         assert known
         assert known.version is not None
-        attempt: dict[str, int] = {}
-        if readings or outbox.replaces or known.state.select(sensors).to_bytes() != state.to_bytes():
-            state = State.merge([known.state, state])
-            manifest = self._put(known.version, state, pl.Series(sensors, dtype=pl.String), outbox, known.manifest)
-            after = replace(known, attempt=manifest.attempt, manifest=manifest, state=state, outbox=outbox)
-            attempt = {STATE: manifest.attempt}
+        other = readings or outbox.replaces or known.state.select(sensors).to_bytes() != state.to_bytes()
+        if other:
+            state, changed = State.merge([known.state, state]), pl.Series(sensors, dtype=pl.String)
+            manifest = self._put(known.version, state, changed, outbox, known.manifest, attempt)
+            after = replace(known, attempt=attempt, manifest=manifest, state=state, outbox=outbox)
         where, rows = readings or (None, pl.DataFrame(schema=SILVER_READINGS.schema))
-        self._commit(rows, where, attempt | {HELD: 0})
-        if attempt:
+        self._commit(rows, where, ({STATE: attempt} if other else {}) | {HELD: 0})
+        if other:
             self._copies.clear()
             self._known = after
             self._deliver(self._tables, after)
             self._store.drop((known.manifest.names if known.manifest else frozenset()) - manifest.names)
 
     def _commit(self, rows: pl.DataFrame, where: str | None, versions: dict[str, int]) -> None:
-        """Commit to silver/readings without moving its progress, which fences this all the same."""
+        """Commit to silver/readings without moving its progress, which fences this all the same; nothing before it
+        has any."""
         assert self._tables
-        assert self._known
-        assert self._known.version is not None
         table = self._tables.readings
-        versions = covering(COVERED, self._tables.bronze, self._known.version) | versions
+        if (covered := progress(table, COVERED)) is None:
+            return
+        versions = covering(COVERED, self._tables.bronze, covered) | versions
         if where is None:
             append(table, SILVER_READINGS, rows, versions)
         else:
@@ -231,15 +240,8 @@ class Silver:
     def _open(self, now: datetime) -> None:
         """Open the tables; where Silver is not at the version that is known, read its state back, or make it again;
         deliver what a crash left in the outbox."""
-        bronze, quarantine = self._lake.open(BRONZE_READINGS), self._lake.ensure(SILVER_QUARANTINE)
-        self._tables = tables = Tables(bronze, self._lake.ensure(SILVER_READINGS), quarantine)
-        with translated(f"read the log of {BRONZE_READINGS.path}"):
-            bronze.update_incremental()  # after Silver: another replica may have covered what came in between
+        tables = self._open_tables()
         version, attempt = progress(tables.readings, COVERED), progress(tables.readings, STATE)
-        if version is not None and not follows(tables.readings, COVERED, bronze):
-            raise self._mismatch(SILVER_READINGS, version, f"but of another {BRONZE_READINGS.path} than there is now")
-        self._held_until = progress(tables.readings, HELD) or 0
-        self._copies.use(tables.readings, tables.quarantine)
         if self._known and (self._known.version, self._known.attempt) == (version, attempt):
             return
         self._copies.clear()
@@ -254,6 +256,18 @@ class Silver:
         to_add = known.outbox.replaces is None
         if progress(tables.quarantine, STATE) != attempt and not (to_add and delivered == version):
             self._deliver(tables, self._known)
+
+    def _open_tables(self) -> Tables:
+        bronze, quarantine = self._lake.open(BRONZE_READINGS), self._lake.ensure(SILVER_QUARANTINE)
+        self._tables = tables = Tables(bronze, self._lake.ensure(SILVER_READINGS), quarantine)
+        with translated(f"read the log of {BRONZE_READINGS.path}"):
+            bronze.update_incremental()  # after Silver: another replica may have covered what came in between
+        version = progress(tables.readings, COVERED)
+        if version is not None and not follows(tables.readings, COVERED, bronze):
+            raise self._mismatch(SILVER_READINGS, version, f"but of another {BRONZE_READINGS.path} than there is now")
+        self._held_until = progress(tables.readings, HELD) or 0
+        self._copies.use(tables.readings, tables.quarantine)
+        return tables
 
     def _mismatch(self, table: Table, covered: int, but: str) -> HistoryMismatch:
         return HistoryMismatch(
@@ -274,7 +288,7 @@ class Silver:
         """Replay Bronze. What it quarantines and neither table has is the outbox that was lost with the state."""
         with translated(f"read the log of {SILVER_READINGS.path}"):
             tables.readings.update_incremental()
-        if progress(tables.readings, COVERED) != version:
+        if (progress(tables.readings, COVERED), progress(tables.readings, STATE)) != (version, attempt):
             raise Conflict("Another writer was first: Silver moved on, and the state of the version before is gone.")
         log.warning("the state of version %d is missing: it is made again from all of Bronze up to there", version)
         lost: list[pl.DataFrame] = []
@@ -312,7 +326,15 @@ class Silver:
         )
         return Outbox(rows, where)
 
-    def _put(self, version: int, state: State, sensors: pl.Series, outbox: Outbox, base: Manifest | None) -> Manifest:
+    def _put(
+        self,
+        version: int,
+        state: State,
+        sensors: pl.Series,
+        outbox: Outbox,
+        base: Manifest | None,
+        attempt: int | None = None,
+    ) -> Manifest:
         """Write what the rows of these sensors changed in the state; all of it where that is due."""
         if base and base.wasteful:
             base = None
@@ -320,7 +342,7 @@ class Silver:
         buckets, values = buckets_of(state, changed, base.buckets if base else 1)
         if base and base.buckets != buckets:
             base = None
-        return self._store.put(version, buckets, values, outbox.to_bytes(), base)
+        return self._store.put(version, buckets, values, outbox.to_bytes(), base, attempt)
 
     def _deliver(self, tables: Tables, known: Known) -> None:
         """Give the quarantine table the rows that belong to Silver's last commit; it has not got them."""
@@ -331,28 +353,6 @@ class Silver:
             self._copies.refused(outbox.rows)
         else:
             self._copies.clear()
-
-
-def _count(readings: pl.DataFrame, refined: Refined, seconds: float) -> None:
-    if readings.is_empty():
-        return
-    outcomes = {
-        "ok": len(refined.valid),
-        "late": int(refined.valid["is_late"].sum()),
-        "duplicate": len(refined.duplicates),
-        "quarantined": len(refined.quarantined),
-    }
-    for outcome, rows in outcomes.items():
-        metrics.EVENTS.labels(stage="silver", outcome=outcome).inc(rows)
-    for rule, rows in refined.quarantined["rule"].value_counts().iter_rows():
-        metrics.QUARANTINED.labels(rule=rule).inc(rows)
-    for rule, rows in refined.valid["anomaly_rules"].explode().drop_nulls().value_counts().iter_rows():
-        metrics.ANOMALIES.labels(rule=rule).inc(rows)
-    metrics.BATCH_SECONDS.labels(stage="silver").observe(seconds)
-    metrics.BATCH_ROWS.labels(stage="silver").observe(len(readings))
-    committed = datetime.now(UTC)
-    oldest = cast(datetime, readings["raw_timestamp"].min())
-    metrics.LATENCY.labels(stage="silver").observe((committed - oldest).total_seconds())
 
 
 def run(settings: Settings, *, until_caught_up: bool = False) -> None:
@@ -366,11 +366,14 @@ def run(settings: Settings, *, until_caught_up: bool = False) -> None:
             metrics.QUARANTINED.labels(rule=rule.value)
 
         def cycle() -> int:
+            told = False
             while True:
                 rows = retrying(settings, "refine what is new in Bronze", lambda: silver.cycle(datetime.now(UTC)))
                 if not silver.held(datetime.now(UTC)):
                     return rows
-                log.info("a rebuild is at work: waiting for it")
+                if not told:
+                    log.info("a rebuild is at work: waiting for it")
+                    told = True
                 if stage.wait(interval_s):
                     return 0
 

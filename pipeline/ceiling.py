@@ -44,7 +44,7 @@ class Window:
         """
         least = max(self.readings, limits.window)
         passed = self.quarantined > limits.ceiling * least
-        quality.count(SILVER_QUARANTINE, [("quarantine_share", not passed)])
+        quality.count(SILVER_QUARANTINE.path, [("quarantine_share", not passed)])
         if not (passed and limits.strict):
             return
         rules = ", ".join(f"{rule} {rows}" for rule, rows in quarantined["rule"].value_counts().sort("rule").rows())

@@ -91,7 +91,7 @@ def validated(frame: pl.DataFrame, definition: Table) -> pl.DataFrame:
     """The frame in its contract's column order, after every check on every value. Raises ContractBroken."""
     missing = [name for name in definition.schema.names() if name not in frame.columns]
     if missing:
-        raise _broken(definition, len(frame), [f"there is no column {', '.join(missing)}"])
+        raise _broken(definition.path, len(frame), [f"there is no column {', '.join(missing)}"])
     checked = frame.select(definition.schema.names())
     if checked.schema != definition.schema:
         wrong = [
@@ -99,28 +99,29 @@ def validated(frame: pl.DataFrame, definition: Table) -> pl.DataFrame:
             for name, dtype in definition.schema.items()
             if checked.schema[name] != dtype
         ]
-        raise _broken(definition, len(frame), wrong)
+        raise _broken(definition.path, len(frame), wrong)
     results = examined(checked, definition)
-    count(definition, ((result.check.name, not result.failed) for result in results))
+    count(definition.path, ((result.check.name, not result.failed) for result in results))
     failed = [result for result in results if result.failed]
     if failed:
-        raise _broken(definition, len(frame), [_told(checked, result) for result in failed])
+        raise _broken(definition.path, len(frame), [_told(checked, result) for result in failed])
     return checked
 
 
-def require(definition: Table, claims: Mapping[str, bool], todo: str = "") -> None:
-    """What has to hold of a commit beside its rows, by name. Raises ContractBroken naming what does not."""
-    count(definition, claims.items())
+def require(path: str, claims: Mapping[str, bool], todo: str = "") -> None:
+    """What has to hold of a commit beside its rows, by name. `path`: layer/table. Raises ContractBroken naming what
+    does not."""
+    count(path, claims.items())
     if wrong := [name for name, holds in claims.items() if not holds]:
-        raise _broken(definition, None, wrong, todo)
+        raise _broken(path, None, wrong, todo)
 
 
-def count(definition: Table, outcomes: Iterable[tuple[str, bool]]) -> None:
-    """Count checks that passed (True) or failed, by name."""
-    layer = definition.path.partition("/")[0]
+def count(path: str, outcomes: Iterable[tuple[str, bool]]) -> None:
+    """Count checks that passed (True) or failed, by name. `path`: layer/table."""
+    layer = path.partition("/")[0]
     for name, passed in outcomes:
         result = PASSED if passed else FAILED
-        metrics.QUALITY_CHECKS.labels(layer=layer, table=definition.path, check=name, result=result).inc()
+        metrics.QUALITY_CHECKS.labels(layer=layer, table=path, check=name, result=result).inc()
 
 
 def _told(frame: pl.DataFrame, result: Result) -> str:
@@ -130,9 +131,9 @@ def _told(frame: pl.DataFrame, result: Result) -> str:
     return f"{result.check.name} by {result.failed} rows, e.g. {examples}"
 
 
-def _broken(definition: Table, rows: int | None, wrong: list[str], todo: str = "") -> ContractBroken:
+def _broken(path: str, rows: int | None, wrong: list[str], todo: str = "") -> ContractBroken:
     said = "A commit" if rows is None else f"{rows} rows"
     return ContractBroken(
-        f"{said} for {definition.path} would break its contract, and nothing was committed: {'; '.join(wrong)}",
+        f"{said} for {path} would break its contract, and nothing was committed: {'; '.join(wrong)}",
         todo or "This is a defect of the stage that writes the table, not of the data: report it with this message.",
     )

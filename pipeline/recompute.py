@@ -1,7 +1,7 @@
 """A range of days of a derived table made again from its source, and swapped in one commit."""
 
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 
 import polars as pl
 from deltalake import DeltaTable
@@ -9,7 +9,7 @@ from deltalake import DeltaTable
 from pipeline import lake as lakes
 from pipeline.lake import Lake, covering, translated
 from pipeline.layout import scan
-from pipeline.refresh import Derived
+from pipeline.refresh import Derived, mismatch, require_balanced
 from pipeline.windows import Grid, cut
 
 
@@ -22,19 +22,26 @@ class Recomputed:
     days: int = 0
 
 
-def recompute(lake: Lake, derived: Derived, first: date, last: date, *, max_rows: int, dry_run: bool) -> Recomputed:
+def recompute(
+    lake: Lake, derived: Derived, first: date, last: date, *, max_rows: int, skew: timedelta, dry_run: bool
+) -> Recomputed:
     """Compute the windows of the days `first` to `last` (both included) from all that the source has now, and replace
     the days in which the table has anything else.
 
     The table's progress stays as it is: the job that keeps it will compute what its source has beyond that once more,
     with the same result. Where that job commits in between, this is refused: Conflict. Raises NotSetUp where there is
-    no source or no table. Memory: the range's windows, and about `max_rows` rows of the source.
+    no source or no table, HistoryMismatch where the table was not made of this source, ContractBroken as a refresh
+    does. Memory: the range's windows, and about `max_rows` rows of the source.
     """
     target, source = lake.open(derived.target), lake.open(derived.source)
     done = lakes.progress(target, derived.app_id)
     if done is None:
         return Recomputed()
-    should = _computed(derived, source, first, last, max_rows)
+    if not lakes.follows(target, derived.app_id, source):
+        raise mismatch(lake, derived)
+    if done > source.version():
+        raise mismatch(lake, derived, done, source.version())
+    should = _computed(derived, source, first, last, max_rows, skew)
     with translated(f"read {target.table_uri}"):
         there = scan(target).filter(_within(first, last)).select(should.columns).collect()
     same = there.join(should, on=should.columns, how="inner", nulls_equal=True)
@@ -49,7 +56,9 @@ def recompute(lake: Lake, derived: Derived, first: date, last: date, *, max_rows
     return Recomputed(len(should), changed, len(dates))
 
 
-def _computed(derived: Derived, source: DeltaTable, first: date, last: date, max_rows: int) -> pl.DataFrame:
+def _computed(
+    derived: Derived, source: DeltaTable, first: date, last: date, max_rows: int, skew: timedelta
+) -> pl.DataFrame:
     grid = Grid(derived.time, derived.length)
     with translated(f"count the windows of {source.table_uri}"):
         counted = (
@@ -60,9 +69,13 @@ def _computed(derived: Derived, source: DeltaTable, first: date, last: date, max
             .sort("window")
             .collect(engine="streaming")
         )
-    empty = pl.DataFrame(schema=derived.target.schema)
-    pieces = (derived.compute(grid.read(source, piece, derived.columns)) for piece in cut(counted, max_rows))
-    return pl.concat([empty, *(piece.select(empty.columns) for piece in pieces)])
+    computed = [pl.DataFrame(schema=derived.target.schema)]
+    for piece in cut(counted, max_rows):
+        rows = grid.read(source, piece, derived.columns)
+        made = derived.compute(rows)
+        require_balanced(derived, made, rows, skew)
+        computed.append(made.select(computed[0].columns))
+    return pl.concat(computed)
 
 
 def _within(first: date, last: date) -> pl.Expr:

@@ -18,7 +18,8 @@ from typing import cast
 import polars as pl
 from deltalake import DeltaTable
 
-from contracts.tables import WINDOW, Table
+from contracts.columns import WINDOW
+from contracts.tables import Table
 from pipeline import changefeed, lake, metrics, slices
 from pipeline.changefeed import NOTHING
 from pipeline.errors import HistoryMismatch, TransientError
@@ -66,6 +67,32 @@ class Changes:
     """5-minute slices with a changed row, each once, in order."""
     inserted: pl.DataFrame | None
     """The changed rows, where they are few and nothing but additions."""
+
+
+def mismatch(lake: Lake, derived: Derived, done: int | None = None, version: int | None = None) -> HistoryMismatch:
+    """The table covers version `done` of a source that is only at `version`; without these, of another source."""
+    covers = f"another {derived.source.path} than the one that is there now"
+    if done is not None:
+        covers = f"version {done} of {derived.source.path}, which is only at {version}"
+    return HistoryMismatch(
+        f"{derived.target.path} covers {covers}: it was recreated or restored.",
+        f"Remove {lake.uri(derived.target.path)}: it is then built again from its source.",
+    )
+
+
+def require_balanced(derived: Derived, computed: pl.DataFrame, rows: pl.DataFrame, skew: timedelta) -> None:
+    """No reading of the source's `rows` is lost or counted twice, and no window begins later than a device's clock
+    may be ahead. Raises ContractBroken."""
+    readings = rows[derived.count].sum() if derived.count else len(rows)
+    newest, latest = computed[derived.window].cast(TIME).max(), datetime.now(UTC) + skew
+    require(
+        derived.target.path,
+        {
+            "counts_add_up": computed["count"].sum() == readings,
+            "no_window_in_the_future": newest is None or cast(datetime, newest) <= latest,
+        },
+        "Is this machine's clock right, and PIPELINE_INGEST__CLOCK_SKEW_S that of ingest? Else it is a defect.",
+    )
 
 
 class Refresh:
@@ -119,7 +146,7 @@ class Refresh:
         done = NOTHING if done is None else done
         version = source.version()
         if done > version:
-            raise self._mismatch(f"version {done} of {self._derived.source.path}, which is only at {version}")
+            raise mismatch(self._lake, self._derived, done, version)
         if done == version:
             return 0
         if self._recent_at != done:
@@ -153,18 +180,12 @@ class Refresh:
             target = self._lake.ensure(self._derived.target)
             source = self._lake.open(self._derived.source)
             if not lake.follows(target, self._derived.app_id, source):
-                raise self._mismatch(f"another {self._derived.source.path} than the one that is there now")
+                raise mismatch(self._lake, self._derived)
             self._tables = (source, target)
         else:
             with lake.translated(f"read the log of {self._derived.source.path}"):
                 self._tables[0].update_incremental()
         return self._tables
-
-    def _mismatch(self, covered: str) -> HistoryMismatch:
-        return HistoryMismatch(
-            f"{self.name} covers {covered}: it was recreated or restored.",
-            f"Remove {self._lake.uri(self.name)}: it is then built again from its source.",
-        )
 
     def _replace(self, source: DeltaTable, target: DeltaTable, changes: Changes, done: int, version: int) -> bool:
         """Compute and replace the windows that changed; the last commit moves the progress to `version`.
@@ -189,24 +210,10 @@ class Refresh:
             rows = self._rows(source, piece, keep=len(pieces) == 1)
             covered = version if number == len(pieces) else done
             computed = derived.compute(rows)
-            self._require(computed, rows)
+            require_balanced(derived, computed, rows, self._skew)
             progress, where = lake.covering(derived.app_id, source, covered), sql(piece, derived.window)
             lake.replace(target, derived.target, computed, progress, where)
         return True
-
-    def _require(self, computed: pl.DataFrame, rows: pl.DataFrame) -> None:
-        """No reading is lost or counted twice, and no window begins later than a device's clock may be ahead."""
-        derived = self._derived
-        readings = rows[derived.count].sum() if derived.count else len(rows)
-        newest, latest = computed[derived.window].cast(TIME).max(), datetime.now(UTC) + self._skew
-        require(
-            derived.target,
-            {
-                "counts_add_up": computed["count"].sum() == readings,
-                "no_window_in_the_future": newest is None or cast(datetime, newest) <= latest,
-            },
-            "Is this machine's clock right, and PIPELINE_INGEST__CLOCK_SKEW_S that of ingest? Else it is a defect.",
-        )
 
     def _rows(self, source: DeltaTable, windows: pl.Series, *, keep: bool) -> pl.DataFrame:
         if not keep:

@@ -98,7 +98,7 @@ class StateStore:
     ) -> Manifest:
         """Write a version: `values` of the buckets that changed since `base`, or of all of them where it is None.
 
-        `attempt` is given only to put back what was lost of a version that is committed.
+        `attempt` is given to put back what was lost of a version that is committed, or to know it beforehand.
         """
         attempt = secrets.randbits(62) if attempt is None else attempt
         name = _name(version, attempt)
@@ -147,9 +147,9 @@ class StateStore:
                     continue
 
     def orphans(self, manifest: Manifest) -> frozenset[str]:
-        """Objects of this version and older ones that it does not name: superseded, or of attempts that failed.
+        """Objects of older versions that this one does not name: superseded, or of attempts that failed.
 
-        Those of later versions are left alone: they may belong to another writer's next commit.
+        Those of later versions are left alone, and of this very one: they may belong to another writer's next commit.
         """
         with translated(f"list {self._root}"):
             try:
@@ -157,7 +157,7 @@ class StateStore:
             except FileNotFoundError:
                 return frozenset()
         found = {path.rsplit("/", 1)[-1] for path in paths}
-        past = {name for name in found if (match := _NAME.fullmatch(name)) and int(match[1]) <= manifest.version}
+        past = {name for name in found if (match := _NAME.fullmatch(name)) and int(match[1]) < manifest.version}
         return frozenset(past - manifest.names)
 
     def _path(self, name: str) -> str:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from apps import cli, gold
 from apps.quality import Report, checked
 from apps.quality_report import page
+from contracts.registry import load_registry
 from contracts.tables import (
     BRONZE_DEAD_LETTERS,
     GOLD_SENSOR_5MIN,
@@ -19,9 +20,22 @@ from contracts.tables import (
     SILVER_QUARANTINE,
     SILVER_READINGS,
 )
+from pipeline.errors import NotSetUp
 from pipeline.lake import Lake, append
+from pipeline.refresh import Refresh
 from pipeline.settings import Settings, environment
-from tests.integration.test_silver import FEED, NOW, Pieces, batches, bronze_rows, catch_up, commit, fresh, local
+from tests.integration.test_silver import (
+    FEED,
+    NOW,
+    Pieces,
+    Reading,
+    batches,
+    bronze_rows,
+    catch_up,
+    commit,
+    fresh,
+    local,
+)
 
 SINCE = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -122,6 +136,27 @@ def test_rows_that_somebody_else_wrote_are_found(tmp_path: Path) -> None:
     assert in_gold == {"counts_add_up", "percentiles_in_order"}
     assert ("silver/readings", "flagged_iff_a_rule_says_so") in found
     assert command(world, "quality", "--since", "2026-03-01").exit_code == 1
+
+
+def test_what_gold_has_yet_to_take_is_no_fault_while_it_works_off_a_backlog(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    late: list[Reading] = [(0, 9, minutes, 20.0, "degC") for minutes in (-9, 4, 11)]
+    rows = bronze_rows([*FEED, *late]).tail(len(late))
+    commit(world.lake, rows.with_columns(pl.col("batch_offset") + 100))
+    catch_up(fresh(world.settings))
+    windows, before = gold.tables(load_registry(None))[0], world.lake.open(GOLD_SENSOR_5MIN).version()
+    stopped = Refresh(world.lake, windows, 4, go_on=lambda: world.lake.open(GOLD_SENSOR_5MIN).version() == before)
+    assert stopped() == 0
+    assert world.lake.open(GOLD_SENSOR_5MIN).version() == before + 1  # between two commits
+    assert ("gold/sensor_5min", "counts_add_up") not in failed(world.checked())
+    world.lake.open(GOLD_SENSOR_5MIN).update(updates={"count": "count + 1"}, predicate="sensor_id = 's1'")
+    assert failed(world.checked())["gold/sensor_5min", "counts_add_up"][0] == 2  # a series in two days
+
+
+def test_where_there_is_nothing_to_check_that_is_told(tmp_path: Path) -> None:
+    with pytest.raises(NotSetUp, match="has no table of silver: there is nothing to check"):
+        checked(local(tmp_path), ["silver"], SINCE, NOW)
+    assert not list(tmp_path.iterdir())
 
 
 def command(world: World, *arguments: str) -> Any:

@@ -3,7 +3,7 @@
 import json
 import shutil
 from contextlib import suppress
-from datetime import date, timedelta
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,13 @@ from apps.rebuild import Selection
 from apps.silver import COVERED, Silver
 from contracts.registry import Registry, load_registry, parse_registry
 from contracts.tables import SILVER_QUARANTINE, SILVER_READINGS
+from pipeline import settings as config
 from pipeline.books import bronze_against_silver, fingerprints
-from pipeline.errors import BadInput, Conflict, NotSetUp
+from pipeline.errors import BadInput, NotSetUp
 from pipeline.lake import Lake, progress
-from pipeline.outbox import Outbox
 from pipeline.settings import Detection, environment
 from tests.integration.test_silver import (
     IMPOSSIBLE,
-    NOW,
     Crash,
     Faults,
     Pieces,
@@ -71,8 +70,9 @@ def further(*readings: Reading) -> pl.DataFrame:
 class World:
     """A lake with the feed in Bronze, and Silver built from it with one registry."""
 
-    def __init__(self, directory: Path) -> None:
-        self.settings = local(directory, max_rows=20).model_copy(update={"detection": RULES})
+    def __init__(self, directory: Path, lake: config.Lake | None = None) -> None:
+        settings = local(directory, max_rows=20).model_copy(update={"detection": RULES})
+        self.settings = settings.model_copy(update={"lake": lake}) if lake else settings
         self.lake = Lake(self.settings.lake)
 
     @classmethod
@@ -243,50 +243,23 @@ def test_a_release_is_of_what_passes_now_and_a_second_one_does_nothing(world: Wo
         assert_frame_equal(left, right, check_exact=True)
 
 
-def test_a_running_silver_waits_for_a_rebuild_and_goes_on_with_its_state(
-    world: World, tmp_path: Path, from_scratch: World
-) -> None:
-    running = world.silver(AFTER)
-    assert running.cycle(NOW) == 0
-    more = further(*((s, 8, 12, 21.0, "degC") for s in range(3)))
-    holder = world.silver(AFTER)
-    holder.opened(NOW)
-    holder.hold(NOW + timedelta(seconds=60))
-    commit(world.lake, more)
-    with pytest.raises(Conflict):
-        running.cycle(NOW)
-    assert running.cycle(NOW) == 0
-    assert running.held(NOW)
-    world.rebuild(AFTER)  # begins after the holder was killed, say
-    assert running.cycle(NOW) == 3
-    assert not running.held(NOW)
-    scratch = from_scratch.copied(tmp_path / "scratch")
-    commit(scratch.lake, more)
-    catch_up(scratch.silver(AFTER))
-    assert_same(world.lake, scratch.lake, JUDGED_BY)
+DATED = parse_registry("""
+types:
+  temperature:
+    {unit: degC, physical: [-90, 1.0e+10], operating: [-40, 60], interval: 10s, noise_floor: 0.1, revisions: [
+      {from: 2026-04-01T00:00:00Z, physical: [-90, 20.4]}]}
+""")
+"""Stricter from the second day on."""
 
 
-def test_a_hold_that_nobody_ends_is_over_by_itself(world: World) -> None:
-    holder, running = world.silver(), world.silver()
-    holder.opened(NOW)
-    holder.hold(NOW + timedelta(seconds=60))
-    commit(world.lake, further((0, 8, 12, 21.0, "degC")))
-    assert running.cycle(NOW + timedelta(seconds=59)) == 0
-    assert running.cycle(NOW + timedelta(seconds=60)) == 1
-
-
-def test_who_commits_second_is_refused(world: World) -> None:
-    late, winner = world.silver(), world.silver()
-    _, known = late.opened(NOW)
-    commit(world.lake, further((0, 8, 12, 21.0, "degC")))
-    assert winner.cycle(NOW) == 1
-    before = versions(world)
-    with pytest.raises(Conflict):
-        late.hold(NOW)
-    with pytest.raises(Conflict):
-        late.swap(known.state, ("true", before[0].clear()), Outbox())
-    for left, right in zip(before, versions(world), strict=True):
-        assert_frame_equal(left, right)
+def test_a_release_scores_anew_what_came_late_and_is_of_a_day_before(tmp_path: Path, from_scratch: World) -> None:
+    late = further(*((s, 9, minutes, 20.0, "degC") for minutes in (-3, -2, -1) for s in range(3)))
+    released, scratch = World.built(tmp_path / "released", DATED), from_scratch.copied(tmp_path / "scratch")
+    for each, registry in ((released, DATED), (scratch, AFTER)):
+        commit(each.lake, late)
+        catch_up(each.silver(registry))
+    assert released.release(AFTER, rules=["physical_range"]).passing["physical_range"] > 5
+    assert_same(released.lake, scratch.lake, JUDGED_BY)
 
 
 def told(world: World, tmp_path: Path, *arguments: str) -> Any:

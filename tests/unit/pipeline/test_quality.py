@@ -127,9 +127,9 @@ def test_a_missing_column_or_another_type_is_told(change: Callable[[pl.DataFrame
 
 
 def test_claims_beside_the_rows_stop_a_commit_too() -> None:
-    require(SILVER_READINGS, {"right": True})
+    require(SILVER_READINGS.path, {"right": True})
     before = counted("wrong", "failed")
     with pytest.raises(ContractBroken, match=r"nothing was committed: wrong\n") as raised:
-        require(SILVER_READINGS, {"right": True, "wrong": False}, "Look there.")
+        require(SILVER_READINGS.path, {"right": True, "wrong": False}, "Look there.")
     assert raised.value.todo == "Look there."
     assert (counted("right", "passed"), counted("wrong", "failed")) == (2, before + 1)

@@ -1,5 +1,7 @@
 """A range of Gold made again: nothing where it is right, everything where it is not, refused where Gold was first."""
 
+import shutil
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from contracts.tables import GOLD_DAILY_SUMMARY, GOLD_LOCATION_HOURLY, GOLD_SENS
 from pipeline import lake as lakes
 from pipeline import recompute as recomputing
 from pipeline import settings as config
-from pipeline.errors import Conflict
+from pipeline.errors import Conflict, ContractBroken, HistoryMismatch
 from pipeline.lake import Lake
 from pipeline.recompute import Recomputed, recompute
 from pipeline.refresh import Refresh
@@ -111,7 +113,7 @@ def test_where_gold_was_first_it_is_refused(lake: Lake, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(recomputing, "cut", late)
     with pytest.raises(Conflict):
-        recompute(lake, tables(REGISTRY)[0], FIRST, SECOND, max_rows=1000, dry_run=False)
+        recompute(lake, tables(REGISTRY)[0], FIRST, SECOND, max_rows=1000, skew=timedelta(0), dry_run=False)
     monkeypatch.undo()
     rebuilt(lake)
     assert len(content(lake, GOLD_SENSOR_5MIN)) == 25
@@ -121,4 +123,33 @@ def test_a_table_that_covers_nothing_yet_is_left_to_its_job(tmp_path: Path) -> N
     lake = Lake(config.Lake(uri=str(tmp_path)))
     lake.ensure(SILVER_READINGS)
     lake.ensure(GOLD_SENSOR_5MIN)
-    assert recompute(lake, tables(REGISTRY)[0], FIRST, SECOND, max_rows=9, dry_run=False) == Recomputed()
+    nothing = recompute(lake, tables(REGISTRY)[0], FIRST, SECOND, max_rows=9, skew=timedelta(0), dry_run=False)
+    assert nothing == Recomputed()
+
+
+@pytest.mark.parametrize(("commits", "told"), [(1, "another silver/readings"), (3, "another silver/readings")])
+def test_a_source_that_was_made_anew_is_told_and_does_not_become_what_the_table_covers(
+    lake: Lake, commits: int, told: str
+) -> None:
+    shutil.rmtree(lake.uri(SILVER_READINGS.path))
+    for number in range(commits):
+        lakes.append(lake.ensure(SILVER_READINGS), SILVER_READINGS, silver(READINGS[:9], 9 * number), {"bronze": 1})
+    with pytest.raises(HistoryMismatch, match=told):
+        rebuilt(lake, SECOND, SECOND)
+    with pytest.raises(HistoryMismatch, match=told):
+        refresh(lake)
+
+
+def test_a_source_that_was_restored_to_an_earlier_version_is_told(lake: Lake) -> None:
+    (Path(lake.uri(SILVER_READINGS.path)) / "_delta_log" / f"{1:020}.json").unlink()
+    with pytest.raises(HistoryMismatch, match="version 1 of silver/readings, which is only at 0"):
+        rebuilt(lake)
+
+
+def test_windows_that_lose_a_reading_are_not_committed(lake: Lake) -> None:
+    derived = tables(REGISTRY)[0]
+    lossy = replace(derived, compute=lambda rows: derived.compute(rows.head(1)))
+    version = lake.open(GOLD_SENSOR_5MIN).version()
+    with pytest.raises(ContractBroken, match="counts_add_up"):
+        recompute(lake, lossy, FIRST, SECOND, max_rows=1000, skew=timedelta(0), dry_run=False)
+    assert lake.open(GOLD_SENSOR_5MIN).version() == version
