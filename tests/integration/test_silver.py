@@ -1,4 +1,4 @@
-"""Silver built step by step, whatever the cuts and the crashes, is Silver built in one go; and what it should be."""
+"""Silver built step by step, whatever the crashes, is Silver built in one go; of any readings: test_properties.py."""
 
 import json
 import shutil
@@ -10,9 +10,6 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import HealthCheck, Phase, given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 from prometheus_client import REGISTRY
 
@@ -20,6 +17,7 @@ from apps import silver
 from apps.silver import COVERED, Silver, run
 from contracts.registry import load_registry
 from contracts.tables import BRONZE_READINGS, SILVER_QUARANTINE, SILVER_READINGS, Table
+from pipeline import lake as lakes
 from pipeline import metrics
 from pipeline import settings as config
 from pipeline.errors import CeilingPassed, Conflict, HistoryMismatch, NotSetUp, Unreachable
@@ -35,18 +33,6 @@ IMPOSSIBLE = 1e9
 
 Reading = tuple[int, int, int, float, str]
 """Number of the sensor, number of the event, minutes from midnight, value, unit."""
-
-readings = st.lists(
-    st.tuples(
-        st.integers(0, 3),
-        st.integers(0, 4),
-        st.integers(-12, 12),
-        st.sampled_from([20.0, 20.5, IMPOSSIBLE]),
-        st.sampled_from(["degC", "degC", "degF", "furlong"]),
-    ),
-    min_size=1,
-    max_size=60,
-)
 
 
 def bronze_rows(feed: list[Reading], in_batch: int = 5) -> pl.DataFrame:
@@ -120,65 +106,9 @@ def assert_same(lake: Lake, other: Lake, ignoring: tuple[str, ...] = ()) -> None
         assert_frame_equal(left, right, check_exact=True)
 
 
-def fate(rows: pl.DataFrame) -> dict[tuple[int, int], str]:
-    """What is to become of each reading, told in plain Python."""
-    seen: dict[tuple[str, str, datetime], tuple[float, str]] = {}
-    fates = {}
-    for row in sorted(
-        rows.to_dicts(), key=lambda row: (row["batch_partition"], row["batch_offset"], row["batch_row"])
-    ):
-        identity, said = (row["sensor_id"], row["event_id"], row["timestamp"]), (row["value"], row["unit"])
-        if identity in seen:
-            fates[row["raw_partition"], row["raw_offset"]] = "duplicate" if seen[identity] == said else "conflict"
-            continue
-        seen[identity] = said
-        wrong = "unknown_unit" if row["unit"] == "furlong" else "physical_range" if row["value"] == IMPOSSIBLE else ""
-        fates[row["raw_partition"], row["raw_offset"]] = wrong or "valid"
-    return fates
-
-
-def fates_in(lake: Lake) -> dict[tuple[int, int], str]:
-    valid = content(lake, SILVER_READINGS).select(*RAW, pl.lit("valid"))
-    refused = content(lake, SILVER_QUARANTINE).select(*RAW, "rule")
-    rows = [*valid.iter_rows(), *refused.iter_rows()]
-    assert len({row[:2] for row in rows}) == len(rows)
-    return {(partition, offset): what for partition, offset, what in rows}
-
-
 @pytest.fixture
 def lake(tmp_path: Path) -> Lake:
     return Lake(local(tmp_path).lake)
-
-
-COSTLY = {
-    "deadline": None,
-    "suppress_health_check": [HealthCheck.too_slow],
-    "phases": [Phase.explicit, Phase.generate],
-}
-"""An example takes a tenth of a second: as it was found is good enough."""
-
-
-@hypothesis_settings(max_examples=10, **COSTLY)
-@given(feed=readings, cuts=st.lists(st.integers(1, 6), min_size=1, max_size=8), max_rows=st.integers(1, 40))
-def test_any_cut_into_commits_and_cycles_gives_what_plain_python_gives(
-    tmp_path_factory: pytest.TempPathFactory, feed: list[Reading], cuts: list[int], max_rows: int
-) -> None:
-    rows = bronze_rows(feed)
-    pieces = Pieces(batches(rows), cuts)
-    stepwise, at_once = (Lake(local(tmp_path_factory.mktemp("lake")).lake) for _ in range(2))
-    worker = fresh(Settings(lake=stepwise._settings, silver=config.Job(max_rows=max_rows)))
-    for number, piece in enumerate(pieces):
-        commit(stepwise, piece)
-        commit(at_once, piece)
-        if number % 2:
-            catch_up(worker)
-    catch_up(worker)
-    catch_up(fresh(Settings(lake=at_once._settings)))
-    assert_same(stepwise, at_once)
-    assert fates_in(stepwise) == {key: what for key, what in fate(rows).items() if what != "duplicate"}
-    assert len(pl.scan_delta(stepwise.open(SILVER_READINGS)).collect()) == sum(
-        what == "valid" for what in fate(rows).values()
-    )
 
 
 class Pieces:
@@ -206,6 +136,8 @@ class Faults:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.at: tuple[str, str] | None = None
+        self.passes = 0
+        """How often it is to go well there first."""
         self.crashes = 0
         wrap = self._wrapped
         monkeypatch.setattr(silver, "append", wrap("commit", append))
@@ -213,6 +145,8 @@ class Faults:
         monkeypatch.setattr(Outbox, "deliver", wrap("deliver", Outbox.deliver))
         monkeypatch.setattr(StateStore, "put", wrap("put", StateStore.put))
         monkeypatch.setattr(StateStore, "drop", wrap("drop", StateStore.drop))
+        monkeypatch.setattr(lakes, "replace", wrap("gold", lakes.replace))
+        monkeypatch.setattr(lakes, "append", wrap("gold", lakes.append))
 
     def _wrapped(self, step: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def faulty(*arguments: Any) -> Any:
@@ -224,7 +158,9 @@ class Faults:
         return faulty
 
     def _reach(self, point: tuple[str, str]) -> None:
-        if self.at == point:
+        if self.at == point and self.passes:
+            self.passes -= 1
+        elif self.at == point:
             self.at = None
             self.crashes += 1
             raise Crash
@@ -277,44 +213,8 @@ def test_a_crash_at_any_step_changes_nothing(
         catch_up(fresh(settings))
     assert faults.crashes >= 3
     assert_same(lake, undisturbed)
-    assert len(list((tmp_path / "_state" / "silver").iterdir())) <= 2
-
-
-@hypothesis_settings(max_examples=10, **COSTLY)
-@given(
-    feed=readings,
-    crashes=st.lists(
-        st.tuples(st.sampled_from(["before", "after"]), st.sampled_from(Faults.STEPS), st.booleans()), max_size=12
-    ),
-    cuts=st.lists(st.integers(1, 6), min_size=1, max_size=4),
-    max_rows=st.integers(1, 40),
-)
-def test_any_series_of_crashes_even_with_the_state_lost_changes_nothing(
-    tmp_path_factory: pytest.TempPathFactory,
-    feed: list[Reading],
-    crashes: list[tuple[str, str, bool]],
-    cuts: list[int],
-    max_rows: int,
-) -> None:
-    directories = [tmp_path_factory.mktemp("lake") for _ in range(2)]
-    crashing, at_once = (Lake(local(directory).lake) for directory in directories)
-    rows = bronze_rows(feed)
-    for piece in Pieces(batches(rows), cuts):
-        commit(crashing, piece)
-        commit(at_once, piece)
-    catch_up(fresh(local(directories[1])))
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        faults = Faults(monkeypatch)
-        for when, step, lost in crashes:
-            faults.at = (when, step)
-            with suppress(Crash):
-                catch_up(fresh(local(directories[0], max_rows)))
-            if lost:
-                shutil.rmtree(directories[0] / "_state", ignore_errors=True)
-        faults.at = None
-        catch_up(fresh(local(directories[0], max_rows)))
-    assert_same(crashing, at_once)
-    assert fates_in(crashing) == {key: what for key, what in fate(rows).items() if what != "duplicate"}
+    # the newest, what it builds on, and of the newest version an attempt that may yet be committed, for all one knows
+    assert len(list((tmp_path / "_state" / "silver").iterdir())) <= 3
 
 
 def test_the_loser_of_a_race_starts_again_from_what_the_winner_committed(tmp_path: Path, undisturbed: Lake) -> None:
