@@ -74,6 +74,11 @@ def stage(relation: Relation, dialect: Dialect) -> list[sql.Composed]:
     return [sql.SQL("CREATE TEMPORARY TABLE {} ({}){}").format(sql.Identifier(STAGING), columns, layout)]
 
 
+def staged_rows() -> sql.Composed:
+    """How many rows COPY has brought."""
+    return sql.SQL("SELECT COUNT(*) FROM {}").format(sql.Identifier(STAGING))
+
+
 def replace(fact: Fact, scope: Scope, dialect: Dialect) -> list[sql.Composed]:
     """Put the staged rows in the place of what the scope covers."""
     return [*_delete(fact, scope, dialect), insert(fact.relation, dialect)]

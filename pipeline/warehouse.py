@@ -24,6 +24,7 @@ from pipeline.errors import Conflict
 from pipeline.lake import Lake
 from pipeline.plan import STAGING, Loaded, Note, Scope, storable
 from pipeline.postgres import PostgreSQL
+from pipeline.quality import require
 from pipeline.redshift import Redshift
 from pipeline.warehouse_errors import translated
 from pipeline.windows import cut
@@ -32,6 +33,8 @@ __all__ = ["Job", "Loaded", "Warehouse", "WarehouseDialect", "connect", "dialect
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 Cursor = psycopg.Cursor[tuple[Any, ...]]
+
+_NOT_COPIED = "Nothing was changed. Is the driver, or what sits between here and the warehouse, another than usual?"
 
 ROWS_AT_A_TIME = 200_000
 """Rows that a comparison holds at a time."""
@@ -161,6 +164,8 @@ class Warehouse:
         fact, relation = job.fact, job.fact.relation
         self.run(cursor, plan.stage(relation, self.using.dialect))
         staged.copy(cursor)
+        there = cursor.execute(plan.staged_rows()).fetchone()
+        require(f"warehouse/{fact.name}", {"every_row_was_copied": there == (staged.rows,)}, _NOT_COPIED)
         self.run(cursor, plan.replace(fact, job.scope, self.using.dialect))
         missing = [
             (dimension, self._missing(cursor, dimension, registry, now))

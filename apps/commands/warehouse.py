@@ -20,6 +20,7 @@ def init(
     from apps.warehouse import init
 
     init(settings, repair=repair)
+    typer.echo(f"{settings.warehouse.database} at {settings.warehouse.host} is set up: `pipeline load` fills it")
 
 
 @app.command("status")

@@ -15,8 +15,9 @@ from apps.load import Loader
 from contracts.tables import SILVER_READINGS
 from contracts.warehouse import FACTS, Fact
 from pipeline import lake as lakes
+from pipeline import pgcopy
 from pipeline import settings as config
-from pipeline.errors import AccessDenied, Conflict, HistoryMismatch, NotSetUp, TransientError
+from pipeline.errors import AccessDenied, Conflict, ContractBroken, HistoryMismatch, NotSetUp, TransientError
 from pipeline.lake import Lake
 from pipeline.settings import Settings
 from pipeline.warehouse import Warehouse
@@ -133,6 +134,20 @@ def test_many_small_pieces_are_one_load(world: World) -> None:
     with_small.close()
     world.assert_warehouse_is_gold()
     assert len(world.ledger()) == 6
+
+
+def test_rows_that_do_not_arrive_stop_the_load(world: World, loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.add(1)
+    load_all(loader)
+    world.add(*range(0, 900, 50))
+    before, encoded = world.rows(SENSORS), pgcopy.encoded
+    monkeypatch.setattr(pgcopy, "encoded", lambda frame: encoded(frame[1:]))
+    with pytest.raises(ContractBroken, match=r"warehouse/fact_sensor_5min .* every_row_was_copied"):
+        loader.load(SENSORS)
+    assert_frame_equal(world.rows(SENSORS), before)
+    monkeypatch.undo()
+    load_all(loader)
+    world.assert_warehouse_is_gold()
 
 
 def test_two_loaders_at_once_load_each_version_once(world: World) -> None:
