@@ -18,8 +18,8 @@ from pipeline import settings as config
 pytestmark = pytest.mark.postgres
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-EARLIEST_US, LATEST_US = -210_866_803_200_000_000, 2**63 - 1
-"""From 24 November 4714 BC on, where PostgreSQL's times begin; they end after ours."""
+EARLIEST_US, LATEST_US = -210_866_803_200_000_000, 2**63 - 2
+"""From 24 November 4714 BC on, where PostgreSQL's times begin, to where its arithmetic ends; its times go on."""
 EARLIEST_DAY, LATEST_DAY = -2_440_588, 2_145_042_905
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))

@@ -214,7 +214,7 @@ MADE = {"source_file", "pipeline_version", "registry_version"}
 
 
 @hypothesis_settings(
-    max_examples=12,
+    max_examples=8,
     suppress_health_check=[HealthCheck.too_slow],
     phases=[Phase.explicit, Phase.generate],  # an example takes a second: as it was found is good enough
 )

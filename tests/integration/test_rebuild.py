@@ -71,7 +71,7 @@ class World:
     """A lake with the feed in Bronze, and Silver built from it with one registry."""
 
     def __init__(self, directory: Path, lake: config.Lake | None = None) -> None:
-        settings = local(directory, max_rows=20).model_copy(update={"detection": RULES})
+        settings = local(directory, max_rows=20).model_copy(update={"detection": RULES, "retry_s": 20.0})
         self.settings = settings.model_copy(update={"lake": lake}) if lake else settings
         self.lake = Lake(self.settings.lake)
 

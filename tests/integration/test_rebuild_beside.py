@@ -227,7 +227,7 @@ def test_on_an_object_store_a_release_and_a_rebuild_beside_a_stage_that_works_gi
     assert len(in_both(world)) > 3
 
     late = (-30, 0, 0, 0, 0)
-    more: list[Reading] = [(n % 3, 50 + n, 12 + n // 3 + late[n % 5], 20.0 + n % 4, "degC") for n in range(60)]
+    more: list[Reading] = [(n % 3, 50 + n, 12 + n // 3 + late[n % 5], 20.0 + n % 4, "degC") for n in range(36)]
     coming = batches(further(*more))
     (tmp_path / "registry.yaml").write_text(CORRECTED)
     live = world.settings.model_copy(
@@ -241,7 +241,7 @@ def test_on_an_object_store_a_release_and_a_rebuild_beside_a_stage_that_works_gi
                 until(lambda: not len(in_both(world)), "the stage completes the release")
             if number == 4:
                 told(world, tmp_path, "quarantine", "release")
-            if number == 8:
+            if number == 6:
                 told(world, tmp_path, "rebuild", "silver")
         latest = world.lake.open(BRONZE_READINGS).version()
         until(lambda: progress(world.lake.open(SILVER_READINGS), COVERED) == latest, "the stage catches up")
