@@ -236,40 +236,40 @@ def _mb(process: psutil.Process) -> float:
 
 
 def make_year(settings: Settings) -> None:
-    """A year of windows of 200 sensors into Gold, with its hours and days; a commit a day."""
+    """A year of windows of 200 sensors into Gold, with its hours and days."""
     lake, dice = Lake(settings.lake), np.random.default_rng(7)
-    kinds = [("temperature", 20.0), ("humidity", 50.0), ("pressure", 1010.0), ("vibration", 3.0)]
-    sensor = np.tile(np.arange(YEAR_SENSORS), 288)
-    window = np.repeat(np.arange(288), YEAR_SENSORS)
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    rollups = refreshes_of(settings, lake)[1:]
+    kinds = ["temperature", "humidity", "pressure", "vibration"]
+    sensors = pl.DataFrame(
+        {
+            "sensor_id": [f"{kinds[each % 4]}-{each:03}" for each in range(YEAR_SENSORS)],
+            "sensor_type": [kinds[each % 4] for each in range(YEAR_SENSORS)],
+            "location": [f"hall-{each % 10}" for each in range(YEAR_SENSORS)],
+            "level": [(20.0, 50.0, 1010.0, 3.0)[each % 4] for each in range(YEAR_SENSORS)],
+        }
+    )
+    day = sensors.join(pl.DataFrame({"minute": range(0, 1440, 5)}), how="cross")
+    table = lake.ensure(GOLD_SENSOR_5MIN)
     for back in reversed(range(YEAR_DAYS)):
-        day = today - timedelta(days=back)
-        spread = dice.normal(0, 1, len(sensor))
-        level = np.array([kinds[each % 4][1] for each in sensor]) + np.sin(window / 46) * 2 + spread
-        half = np.abs(dice.normal(1, 0.2, len(sensor)))
-        flagged = (dice.random(len(sensor)) < 0.02).astype(np.int64)
-        frame = pl.DataFrame(
-            {
-                "sensor_id": [f"{kinds[each % 4][0]}-{each:03}" for each in sensor],
-                "sensor_type": [kinds[each % 4][0] for each in sensor],
-                "location": [f"hall-{each % 10}" for each in sensor],
-                "minute": window * 5, "avg": level, "min": level - half, "max": level + half, "p50": level,
-                "p95": level + half * 0.8, "p99": level + half * 0.95, "sum": level * 30, "m2": half * 29,
-                "std": np.sqrt(half), "anomaly_count": flagged,
-            }
-        ).with_columns(
-            window_start=pl.lit(day) + pl.duration(minutes=pl.col("minute")),
-            event_date=pl.lit(day.date()), health_pct=pl.lit(100.0),
+        start = today - timedelta(days=back)
+        half = pl.Series(np.abs(dice.normal(1, 0.2, len(day))))
+        level = day["level"] + pl.Series(dice.normal(0, 1, len(day)))
+        values = {
+            "avg": level, "min": level - half, "max": level + half, "p50": level, "p95": level + half * 0.8,
+            "p99": level + half * 0.95, "sum": level * 30, "m2": half * 29, "std": half.sqrt(),
+            "anomaly_count": pl.Series((dice.random(len(day)) < 0.02).astype(np.int64)),
+        }  # fmt: skip
+        rows = day.with_columns(
+            window_start=pl.lit(start) + pl.duration(minutes=pl.col("minute")),
+            event_date=pl.lit(start.date()),
+            health_pct=pl.lit(100.0),
             **{name: pl.lit(30, pl.Int64) for name in ("count", "expected_count", "reported_count")},
-        )  # fmt: skip
-        if not back:
-            frame = frame.filter(pl.col("window_start") <= datetime.now(UTC))
-        table = lake.ensure(GOLD_SENSOR_5MIN)
-        rows = frame.select(GOLD_SENSOR_5MIN.schema.names()).cast(dict(GOLD_SENSOR_5MIN.schema)).sort("sensor_id")
-        lakes.append(table, GOLD_SENSOR_5MIN, rows, {"year": YEAR_DAYS - back})
-        for refresh in rollups:
-            refresh()
+            **values,
+        ).filter(pl.col("window_start") <= datetime.now(UTC))
+        written = rows.select(GOLD_SENSOR_5MIN.schema.names()).cast(dict(GOLD_SENSOR_5MIN.schema))
+        lakes.append(table, GOLD_SENSOR_5MIN, written, {"year": YEAR_DAYS - back})
+    for refresh in refreshes_of(settings, lake)[1:]:
+        refresh()
 
 
 def year(url: str) -> None:
