@@ -112,6 +112,12 @@ def _translate(settings: Settings, doing: str, error: KafkaError) -> PipelineErr
             f"{where} did not answer in {settings.kafka.timeout_s:g} s: could not {doing}: {error.str()}",
             "Is the broker up? Check PIPELINE_KAFKA__BOOTSTRAP_SERVERS; `pipeline doctor` tests it.",
         )
+    if code == KafkaError.ILLEGAL_SASL_STATE:
+        return Unreachable(
+            f"{where} ended the session before it was renewed: could not {doing}: {error.str()}",
+            "The client connects anew. If it lasts: sessions (connections.max.reauth.ms, tokens) have to live for a "
+            "minute or more.",
+        )
     if code in _MOVING:
         return Unreachable(
             f"{where} is not ready: could not {doing}: {error.str()}",

@@ -17,7 +17,7 @@ from deltalake import DeltaTable
 
 from contracts.tables import Table
 from pipeline import metrics
-from pipeline.errors import TransientError, Unreachable
+from pipeline.errors import HistoryMismatch, TransientError, Unreachable
 from pipeline.lake import Lake, append, progress, translated
 from pipeline.quix import BaseSink, SinkBackpressureError
 
@@ -88,6 +88,8 @@ class DeltaSink(BaseSink):  # type: ignore[misc]  # Quix has no types
         self._last: dict[str, int | None] = {}
         """What the table object says of each app id: reading it takes a look through the log, so it is kept until a
         commit shows that another writer's is among what the object has seen since."""
+        self._seen: dict[str, int] = {}
+        """The furthest that any table object ever said of each app id: one that says less is of a restored table."""
         self._commits = 0
         self._buffer: dict[int, list[Message]] = {}
         self._bytes = 0
@@ -124,7 +126,7 @@ class DeltaSink(BaseSink):  # type: ignore[misc]  # Quix has no types
         failed while partitions were taken away, of which nobody is told: what was buffered since goes.
 
         The table is opened anew where it has to be, but never under a buffer: for a partition that is seen for the
-        first time, as its former owner may have committed since.
+        first time, as its former owner may have committed since. Raises as `_reopen` does.
         """
         with self._lock:
             if not self._buffer and (self._table is None or partition not in self._known):
@@ -145,7 +147,7 @@ class DeltaSink(BaseSink):  # type: ignore[misc]  # Quix has no types
         """Commit the buffer; it is empty afterwards, whatever happens.
 
         Raises SinkBackpressureError when all of it has to be read again, the last error when that did not help for
-        `retry_s`, and terminal errors at once.
+        `retry_s`, and terminal errors at once (HistoryMismatch: the table was restored to an earlier version).
         """
         with self._lock:
             try:
@@ -174,6 +176,7 @@ class DeltaSink(BaseSink):  # type: ignore[misc]  # Quix has no types
             self._keep(decoded.unreadable)
             before = self._table.version()
             append(self._table, self._definition, decoded.rows, versions)
+            self._seen |= versions
             self._last = {**self._last, **versions} if self._table.version() == before + 1 else {}
         except TransientError as error:
             self._after_error(error, versions)
@@ -193,6 +196,8 @@ class DeltaSink(BaseSink):  # type: ignore[misc]  # Quix has no types
             if name not in self._last:
                 self._last[name] = progress(table, name)
             last = self._last[name]
+            if last is not None:
+                self._seen[name] = last
             new = buffered if last is None else [message for message in buffered if message.offset > last]
             if new:
                 fresh += new
@@ -220,17 +225,33 @@ class DeltaSink(BaseSink):  # type: ignore[misc]  # Quix has no types
         self._reopen()
         if self._table is None or not _covers(self._table, versions):
             self._fail(error)
+        self._seen |= versions
         log.info("%r: its rows are in the table in spite of the error: %s", self, error.what)
 
     def _reopen(self) -> None:
-        """Forget the table object; open another where the store answers. Only with an empty or a doomed buffer."""
+        """Forget the table object; open another where the store answers. Only with an empty or a doomed buffer.
+
+        Raises HistoryMismatch where it is of an earlier version than what was seen: Kafka would go on behind the gap.
+        """
         self._table = None
         self._last = {}
         try:
-            self._table = self._lake.open(self._definition)
+            opened = self._lake.open(self._definition)
         except TransientError as error:
             self.failure = error
             return
+        self._last = {name: progress(opened, name) for name in self._seen}
+        for name, seen in self._seen.items():
+            last = self._last[name]
+            if last is None or last < seen:
+                raise HistoryMismatch(
+                    f"{opened.table_uri} had {name} up to offset {seen}, but has it "
+                    f"{'no longer' if last is None else f'up to offset {last}'}: the lake was restored to an earlier "
+                    "version under a running bronze.",
+                    "Stop all its replicas. The next start names the command that makes the group read what is "
+                    "missing again.",
+                )
+        self._table = opened
         self._commits = 0
 
     def _succeed(self) -> None:

@@ -16,6 +16,7 @@ KINDS: dict[type[PipelineError], list[int]] = {
         KafkaError.FENCED_LEADER_EPOCH,
         KafkaError.NOT_CONTROLLER,
         KafkaError.KAFKA_STORAGE_ERROR,
+        KafkaError.ILLEGAL_SASL_STATE,
     ],
     Conflict: [KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.ILLEGAL_GENERATION, KafkaError._MAX_POLL_EXCEEDED],
     AccessDenied: [KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.SASL_AUTHENTICATION_FAILED],
