@@ -84,7 +84,7 @@ soak-dashboard: setup ## The dashboard under 20 viewers for 10 minutes, and 200 
 	@$(BIN)/python -m benchmarks.dashboard $(ARGS)
 
 faults: setup ## Faults, seeded, against a whole pipeline, and an audit (FAULT_SEED, FAULT_ROUNDS; ARGS=--quick)
-	@$(BIN)/python -m tests.faults.schedule $(ARGS)
+	@$(BIN)/python -m tests.faults $(ARGS)
 
 check-dashboards: setup ## Every panel and rule on a real Prometheus that scrapes a demo (Debian: prometheus)
 	@$(BIN)/python -m tests.observability.check $(ARGS)

@@ -136,6 +136,8 @@ def check(settings: Settings, lake: Lake, flow: Flow) -> None:
     identity = kafka.topic_id(settings, flow.topic)
     table = lake.uri(flow.table.path)
     another = identity is not None and progress(opened, f"{name}#{identity}") is None
+    behind = {partition: stored.get(partition, 0) for partition in ends}
+    behind = {partition: at for partition, at in behind.items() if read.get(partition, 0) > at}
     for partition, end in ends.items():
         at = stored.get(partition, 0)
         if at > end or (at and another):
@@ -145,13 +147,20 @@ def check(settings: Settings, lake: Lake, flow: Flow) -> None:
                 "topic was recreated.",
                 offsets.BEGIN_ANEW,
             )
-        if read.get(partition, 0) > at:
-            raise HistoryMismatch(
-                f"Group {group} has read {name}, partition {partition}, up to offset {read[partition] - 1}, but "
-                f"{table} has nothing from {at} on: the lake was wiped or restored.",
-                "Bring the lake back, or read again what Kafka still has: stop bronze, then kafka-consumer-groups.sh "
-                f"--group {group} --topic {name}:{partition} --reset-offsets --to-offset {at} --execute",
-            )
+    if behind:
+        places = ", ".join(f"partition {partition} from {at} on" for partition, at in sorted(behind.items()))
+        commands = "; ".join(
+            f"kafka-consumer-groups.sh --group {group} --topic {name}:{partition} --reset-offsets --to-offset {at} "
+            "--execute"
+            for partition, at in sorted(behind.items())
+        )
+        raise HistoryMismatch(
+            f"Group {group} has read more of {name} than {table} has, which lacks {places}: the lake was wiped or "
+            "restored.",
+            f"Bring the lake back, or read again what Kafka still has: stop bronze, then {commands}",
+        )
+    for partition in ends:
+        at = stored.get(partition, 0)
         if lows[partition] > at:
             offsets.tell_expired(settings, "bronze", flow.topic, partition, at, lows[partition])
     if another:  # the topic that the table remembers from now on

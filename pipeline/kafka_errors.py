@@ -35,6 +35,7 @@ _SILENT = {
     KafkaError._WAIT_COORD,
 }
 _MOVING = {
+    KafkaError._NOENT,  # what the client calls partitions that have no leader
     KafkaError.BROKER_NOT_AVAILABLE,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.COORDINATOR_NOT_AVAILABLE,

@@ -23,6 +23,9 @@ CODES = {
 }
 """What S3 calls these statuses in the answer's body."""
 
+INJECTED = "injected, not what the store said"
+"""Their message."""
+
 
 class FaultProxy:
     """A context manager; `fault` may be exchanged at any time."""
@@ -104,4 +107,4 @@ class FaultProxy:
 
 
 def _error(code: str) -> bytes:
-    return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
+    return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{INJECTED}</Message></Error>".encode()

@@ -36,14 +36,8 @@ class Fault:
     inject: Inject
 
 
-LANES = {
-    "ingest": "stream",
-    "detect": "stream",
-    "bronze": "lake",
-    "silver": "tables",
-    "gold": "tables",
-    "load": "tables",
-}
+SERVICES = "services"
+"""The lane of what hits broker, store or everything; the others are the stages'."""
 
 
 def some(world: World, stage: str, dice: random.Random) -> Worker:
@@ -97,8 +91,7 @@ def kill_at_put(stage: str, part: str, *, arrives: bool) -> Inject:
 
         def act() -> str:
             for worker in workers:
-                if worker.alive and worker.process:
-                    worker.process.kill()
+                worker.signal(signal.SIGKILL)
             return "lost" if arrives else "silence"
 
         came = world.services.requests.arm(matches, act)
@@ -110,14 +103,14 @@ def kill_at_put(stage: str, part: str, *, arrives: bool) -> Inject:
 
 
 def signalled(stage: str, number: signal.Signals) -> Inject:
-    """A signal that ends it, at any time."""
+    """A signal that ends it, at any time while it works."""
 
     def inject(world: World, dice: random.Random) -> None:
         worker = some(world, stage, dice)
-        until(lambda: worker.alive, f"{stage} runs", PATIENCE_S)
+        until(lambda: worker.working, f"{stage} works", PATIENCE_S)
+        time.sleep(dice.uniform(0, 3))  # at any time
         starts = worker.starts
-        assert worker.process
-        worker.process.send_signal(number)
+        worker.signal(number)
         until(lambda: back(worker, starts), f"{stage} is back", PATIENCE_S)
 
     return inject
@@ -129,13 +122,11 @@ def zombie_of_group(stage: str) -> Inject:
     def inject(world: World, dice: random.Random) -> None:
         settled(world, stage, REPLICAS[stage])
         worker = some(world, stage, dice)
-        assert worker.process
-        worker.process.send_signal(signal.SIGSTOP)
+        worker.signal(signal.SIGSTOP)
         try:
             settled(world, stage, REPLICAS[stage] - 1)
         finally:
-            with suppress(ProcessLookupError):
-                worker.process.send_signal(signal.SIGCONT)
+            worker.signal(signal.SIGCONT)
         settled(world, stage, REPLICAS[stage])
 
     return inject
@@ -147,14 +138,13 @@ def zombie_of_table(stage: str, table: str) -> Inject:
     def inject(world: World, dice: random.Random) -> None:
         first, second = world.worker(stage), world.worker(stage, "1")
         planned(world, first, f"{next(iter(POINTS[stage]))}.before", "hold:1")
-        assert first.process
-        first.process.send_signal(signal.SIGSTOP)
+        first.signal(signal.SIGSTOP)
         try:
             second.wanted = True
             before = world.version(table)
             until(lambda: world.version(table) > before + 1, f"a second {stage} is at work", PATIENCE_S)
         finally:
-            first.process.send_signal(signal.SIGCONT)
+            first.signal(signal.SIGCONT)
         before = world.version(table)
         until(lambda: world.version(table) > before + 2, f"two {stage} are at work", PATIENCE_S)
         _ended(second)
@@ -164,9 +154,7 @@ def zombie_of_table(stage: str, table: str) -> Inject:
 
 def _ended(worker: Worker) -> None:
     worker.wanted = False
-    with suppress(ProcessLookupError):
-        if worker.process:
-            worker.process.terminate()
+    worker.signal(signal.SIGTERM)
     until(lambda: not worker.alive, f"{worker.stage}-{worker.instance} stops", PATIENCE_S)
 
 
@@ -253,17 +241,10 @@ def store(fault: int | float | str, times: tuple[int, int]) -> Inject:
     """Requests of one stage, for data, log or state, meet a fault, so many times in a row."""
 
     def inject(world: World, dice: random.Random) -> None:
-        stage = dice.choice(["bronze", "silver", "gold", "_state"])
-        lost = fault == "lost"
-        method = (
-            "PUT" if lost or fault in (409, 412) else "GET" if fault == "truncated" else dice.choice(["PUT", "GET"])
-        )
-        log_only = lost or fault in (409, 412) or (stage != "_state" and dice.random() < 0.5)
-        if log_only:
-            stage = dice.choice(["bronze", "silver", "gold"])
-        if fault == 403:
-            for worker in world.workers:
-                worker.forgiven = True
+        at_commit = fault in ("lost", 409, 412)
+        method = "PUT" if at_commit else "GET" if fault == "truncated" else dice.choice(["PUT", "GET"])
+        stage = dice.choice(["bronze", "silver", "gold", *(["_state"] if method == "PUT" and not at_commit else [])])
+        log_only = at_commit or (stage != "_state" and dice.random() < 0.5)
 
         def matches(asked: str, path: str) -> bool:
             return asked == method and f"/{stage}/" in path and ("_delta_log" in path or not log_only)
@@ -305,10 +286,9 @@ def state_lost(point: str) -> Inject:
 def volume_lost(world: World, dice: random.Random) -> None:
     """detect comes back with an empty disk: its state is in the changelog."""
     worker = some(world, "detect", dice)
+    until(lambda: worker.working, "detect works", PATIENCE_S)
     worker.wanted = False
-    until(lambda: worker.alive, "detect runs", PATIENCE_S)
-    assert worker.process
-    worker.process.kill()
+    worker.signal(signal.SIGKILL)
     until(lambda: not worker.alive, "detect is gone", PATIENCE_S)
     shutil.rmtree(worker.settings.state_dir, ignore_errors=True)
     starts, worker.wanted = worker.starts, True
@@ -318,20 +298,18 @@ def volume_lost(world: World, dice: random.Random) -> None:
 def disk_full(world: World, dice: random.Random) -> None:
     """No file of detect's can grow beyond a few KiB: its state cannot be written. Later there is room again."""
     worker = some(world, "detect", dice)
+    until(lambda: worker.working, "detect works", PATIENCE_S)
     worker.wanted = False
-    until(lambda: worker.alive, "detect runs", PATIENCE_S)
-    assert worker.process
-    worker.process.kill()
+    worker.signal(signal.SIGKILL)
     until(lambda: not worker.alive, "detect is gone", PATIENCE_S)
-    worker.options, worker.forgiven = ("--largest-file", "4096"), True
+    worker.largest_file, worker.forgiven = 4096, True
     starts, worker.wanted = worker.starts, True
     try:
         until(lambda: worker.starts > starts and gone(worker, starts + 1), "detect ends for lack of room", PATIENCE_S)
     finally:
-        worker.options = ()
+        worker.largest_file = None
     starts = worker.starts
-    if worker.process and worker.alive:
-        worker.process.kill()  # it may have been started once more without room
+    worker.signal(signal.SIGKILL)  # it may have been started once more without room
     until(lambda: back(worker, starts), "detect is back", PATIENCE_S)
     worker.forgiven = False
 
@@ -367,7 +345,7 @@ PARTS = {"bronze": ["data", "log"], "silver": ["state", "data", "log"], "gold": 
 
 FAULTS: tuple[Fault, ...] = (
     *(
-        Fault(f"SIGKILL {stage}, {when} {step}", LANES[stage], kill_at(stage, f"{step}.{when}"))
+        Fault(f"SIGKILL {stage}, {when} {step}", stage, kill_at(stage, f"{step}.{when}"))
         for stage, steps in POINTS.items()
         for step in steps
         for when in ("before", "after")
@@ -375,42 +353,39 @@ FAULTS: tuple[Fault, ...] = (
     *(
         Fault(
             f"SIGKILL {stage}, {part} put {'arrives' if arrives else 'does not arrive'}",
-            LANES[stage],
+            stage,
             kill_at_put(stage, part, arrives=arrives),
         )
         for stage, parts in PARTS.items()
         for part in parts
         for arrives in (False, True)
     ),
-    *(Fault(f"SIGKILL {stage} at any time", LANES[stage], signalled(stage, signal.SIGKILL)) for stage in POINTS),
-    *(Fault(f"SIGTERM {stage}", LANES[stage], signalled(stage, signal.SIGTERM)) for stage in POINTS),
+    *(Fault(f"SIGKILL {stage} at any time", stage, signalled(stage, signal.SIGKILL)) for stage in POINTS),
+    *(Fault(f"SIGTERM {stage}", stage, signalled(stage, signal.SIGTERM)) for stage in POINTS),
     *(
-        Fault(f"SIGSTOP {stage} beyond its session, SIGCONT", LANES[stage], zombie_of_group(stage))
+        Fault(f"SIGSTOP {stage} beyond its session, SIGCONT", stage, zombie_of_group(stage))
         for stage in ("ingest", "detect", "bronze")
     ),
     *(
-        Fault(f"SIGSTOP {stage}, a second one works, SIGCONT", LANES[stage], zombie_of_table(stage, table))
+        Fault(f"SIGSTOP {stage}, a second one works, SIGCONT", stage, zombie_of_table(stage, table))
         for stage, table in {"silver": "silver/readings", "gold": "gold/sensor_5min"}.items()
     ),
     *(
-        Fault(f"{stage} stands still beyond max.poll.interval", LANES[stage], held(stage, point))
+        Fault(f"{stage} stands still beyond max.poll.interval", stage, held(stage, point))
         for stage, point in {
             "ingest": "offsets.before",
             "detect": "offsets.before",
             "bronze": "append.before",
         }.items()
     ),
-    Fault("bronze: flush on revoke ends late", "lake", revoked("append.before", "hold:6")),
-    Fault("bronze: flush on revoke fails", "lake", revoked("append.before", "fail")),
+    Fault("bronze: flush on revoke ends late", "bronze", revoked("append.before", "hold:6")),
+    Fault("bronze: flush on revoke fails", "bronze", revoked("append.before", "fail")),
+    *(Fault(f"{stage}: 1 -> 3 -> 2 replicas", stage, scaled(stage)) for stage in ("ingest", "detect", "bronze")),
+    Fault("broker restarts", SERVICES, broker(signal.SIGTERM)),
+    Fault("broker: kill -9", SERVICES, broker(signal.SIGKILL)),
+    Fault("PostgreSQL restarts in the middle of a load", "load", warehouse),
     *(
-        Fault(f"{stage}: 1 -> 3 -> 2 replicas", LANES[stage], scaled(stage))
-        for stage in ("ingest", "detect", "bronze")
-    ),
-    Fault("broker restarts", "services", broker(signal.SIGTERM)),
-    Fault("broker: kill -9", "services", broker(signal.SIGKILL)),
-    Fault("PostgreSQL restarts in the middle of a load", "tables", warehouse),
-    *(
-        Fault(f"S3: {name}", "services", store(fault, times))
+        Fault(f"S3: {name}", SERVICES, store(fault, times))
         for name, fault, times in (
             ("500", 500, (1, 6)),
             ("503", 503, (1, 6)),
@@ -424,14 +399,14 @@ FAULTS: tuple[Fault, ...] = (
             ("time-out", 6.0, (1, 2)),
         )
     ),
-    Fault("compaction and vacuum amid it all", "services", upkept),
+    Fault("compaction and vacuum amid it all", SERVICES, upkept),
     *(
-        Fault(f"silver dies {when} {step}, state files lost", "tables", state_lost(f"{step}.{when}"))
+        Fault(f"silver dies {when} {step}, state files lost", "silver", state_lost(f"{step}.{when}"))
         for step in POINTS["silver"]
         for when in ("before", "after")
     ),
-    Fault("detect: volume lost", "stream", volume_lost),
-    Fault("detect: disk full", "stream", disk_full),
-    Fault("partitions added to sensors.raw", "services", partitions_added),
-    Fault("ingest dies with an open transaction", "stream", open_transaction),
+    Fault("detect: volume lost", "detect", volume_lost),
+    Fault("detect: disk full", "detect", disk_full),
+    Fault("partitions added to sensors.raw", SERVICES, partitions_added),
+    Fault("ingest dies with an open transaction", "ingest", open_transaction),
 )

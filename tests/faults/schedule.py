@@ -8,7 +8,6 @@ import argparse
 import os
 import random
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from tests import oracle
 from tests.faults import scenarios
-from tests.faults.injections import FAULTS, LANES, Fault
+from tests.faults.injections import FAULTS, SERVICES, Fault
 from tests.faults.twin import differences
 from tests.faults.world import PATIENCE_S, Services, World
 from tests.oracle import Findings
@@ -131,6 +130,7 @@ class Deck:
 
 def play(services: Services, directory: Path, seed: int, faults: Sequence[Fault], tally: Tally) -> None:
     """A pipeline of its own: faults, then quiet until it has caught up by itself, then the audit."""
+    clock = Clock()
     world = World(services, directory, seed, static=True, rate=RATE)
     injected: Counter[str] = Counter()
     failures: list[str] = []
@@ -141,20 +141,23 @@ def play(services: Services, directory: Path, seed: int, faults: Sequence[Fault]
     ]
     try:
         world.supervise(lambda: not world.version("gold/daily_summary"))  # all stages are at work
-        began = time.monotonic()
+        clock.took("to start")
         for each in lanes:
             each.start()
         world.supervise(lambda: any(each.is_alive() for each in lanes))
         services.requests.disarm()
-        say(f"{sum(injected.values())} faults in {time.monotonic() - began:.0f} s; catching up")
         world.sender.finish()
+        clock.took(f"for {sum(injected.values())} faults")
         caught_up = threading.Thread(target=balance, args=[world, failures])
         caught_up.start()
         world.supervise(caught_up.is_alive)
         world.stop()
+        clock.took("to catch up")
         evidence = world.evidence()
         findings = oracle.judge(evidence)
+        clock.took("to judge")
         findings.wrong += differences(world)
+        clock.took("for the twin")
     finally:
         world.kill()
         services.requests.disarm()
@@ -164,9 +167,26 @@ def play(services: Services, directory: Path, seed: int, faults: Sequence[Fault]
     tally.failures += [f"seed {seed}: {each}" for each in [*failures, *world.strange]]
     if findings:
         tally.failures.append(f"seed {seed}: {findings}")
-    say(f"round of seed {seed}: {len(evidence.raw)} rows in, {rows_out} out; {findings}")
+    say(f"round of seed {seed}: {len(evidence.raw)} rows in, {rows_out} out; {findings}; {clock}")
     for failure in [*failures, *world.strange]:
         say(failure)
+
+
+class Clock:
+    """Where the time of a round goes."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self._said: list[str] = []
+
+    def __str__(self) -> str:
+        return ", ".join(self._said)
+
+    def took(self, what: str) -> None:
+        """So much since the last time."""
+        now = time.monotonic()
+        self._said.append(f"{now - self._last:.0f} s {what}")
+        self._last = now
 
 
 def lane(world: World, faults: Sequence[Fault], seed: int, injected: Counter[str], failures: list[str]) -> None:
@@ -179,7 +199,7 @@ def lane(world: World, faults: Sequence[Fault], seed: int, injected: Counter[str
         except Exception as error:  # noqa: BLE001 - it is told, and the others go on
             failures.append(f"{fault.name}: {error!r}\n{traceback.format_exc(limit=-3)}")
             say(failures[-1])
-            world.restore([stage for stage, own in LANES.items() if own == fault.lane])
+            world.restore([] if fault.lane == SERVICES else [fault.lane])
             continue
         injected[fault.name] += 1
         say(f"  {fault.name} ({time.monotonic() - began:.1f} s)")
@@ -198,7 +218,3 @@ def balance(world: World, failures: list[str]) -> None:
         until(balanced, "the pipeline catches up by itself", 3 * PATIENCE_S)
     except AssertionError as error:
         failures.append(f"{error}: {told}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

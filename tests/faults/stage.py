@@ -1,25 +1,31 @@
-"""A stage with places in it where it can be made to die, to stand still or to fail: `python -m tests.faults.stage`.
+"""A stage with places in it where it can be made to die, to stand still or to fail.
 
 The product has no such places: the functions that a commit consists of are wrapped here, in this process alone,
 before its command line starts. So nothing of it can be reached in production, by accident or otherwise.
+
+Processes are forked from one that has the libraries already, since to import them costs more than all else that a
+stage does at its start. Only the libraries: the product's own modules start threads, which no fork survives.
 
 A plan is a file `POINT ACTION`, e.g. `append.before kill`: the process that comes to the point removes the file and
 acts. POINT may end in `@revoke`: only while partitions are being taken away, which Quix does in a thread of its own.
 ACTION is `kill`, `hold:SECONDS`, or `fail` (raises Unreachable).
 """
 
-import argparse
 import importlib
+import multiprocessing
 import os
 import resource
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
+
+from tests.faults.nextversion import become
 
 _PRODUCER = "quixstreams.kafka.producer:Producer"
 _STATE = "quixstreams.state.base.transaction:PartitionTransaction"
@@ -63,19 +69,69 @@ SESSION_MS, MAX_POLL_MS = 5_000, 15_000
 """Shorter than the product's, so that a paused stage is taken for dead sooner."""
 
 
-def main() -> None:
+LIBRARIES = (
+    "confluent_kafka",
+    "deltalake",
+    "numba",
+    "pandera.polars",
+    "polars",
+    "psycopg",
+    "pyarrow.parquet",
+    "pydantic_settings",
+    "quixstreams",
+    "s3fs",
+    "typer",
+)
+
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload([*LIBRARIES])
+
+
+def spawn(
+    stage: str,
+    plan: Path,
+    log: Path,
+    environment: Mapping[str, str],
+    *,
+    largest_file: int | None = None,
+    of_next_version: bool = False,
+) -> ForkServerProcess:
+    """Start a process of a stage that follows `plan`; what it prints is appended to `log`.
+
+    Beyond `largest_file` bytes a write to any file fails, as on a full disk; with `of_next_version` it is what
+    tests.faults.nextversion says.
+    """
+    return fork(_run, stage, plan, log, dict(environment), largest_file, of_next_version)
+
+
+def fork(function: Callable[..., None], *arguments: Any) -> ForkServerProcess:
+    """Call it in a process that has the libraries."""
+    process = _forks.Process(target=function, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
+def _run(
+    stage: str,
+    plan: Path,
+    log: Path,
+    environment: Mapping[str, str],
+    largest_file: int | None,
+    of_next_version: bool,
+) -> None:
     """Arm the points of a stage, and run it."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("plan", type=Path)
-    parser.add_argument("stage", choices=POINTS)
-    parser.add_argument("--largest-file", type=int, help="bytes; a write beyond them fails, as on a full disk")
-    parser.add_argument("rest", nargs="*")
-    told = parser.parse_args()
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    Path("/proc/self/comm").write_text(plan.stem)  # its name in `top`
     threading.Thread(target=_die_with, args=[os.getppid()], daemon=True).start()
-    if told.largest_file is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (told.largest_file, told.largest_file))
-    for step, where in POINTS[told.stage].items():
-        wrap(where, step, told.plan)
+    os.environ.update(environment)
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    if of_next_version:
+        become()
+    for step, where in POINTS[stage].items():
+        wrap(where, step, plan)
     from pipeline import kafka
 
     kafka.CONSUMER |= {
@@ -83,7 +139,7 @@ def main() -> None:
         "heartbeat.interval.ms": 1_000,
         "max.poll.interval.ms": MAX_POLL_MS,
     }
-    sys.argv = ["pipeline", told.stage, *told.rest]
+    sys.argv = ["pipeline", stage]
     from apps.cli import main as command_line
 
     command_line()
@@ -140,7 +196,3 @@ def _die_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1.0)  # there is no event for it
     os._exit(1)
-
-
-if __name__ == "__main__":
-    main()

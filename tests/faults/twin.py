@@ -32,11 +32,11 @@ def differences(world: World) -> list[str]:
         ours, others = (_rows(world, settings, path) for settings in (world.settings, twin))
         wrong += [f"{path}: {what} with faults, {_near(what, others)} without" for what in list(ours - others)[:5]]
         wrong += [f"{path}: {what} is there only without faults" for what in list(others - ours)[:5]]
-    ours, others = (_anomalies(settings) for settings in (world.settings, twin))
+    said, meant = (_anomalies(settings) for settings in (world.settings, twin))
     wrong += [
-        f"anomaly {what} is announced {count} times too often" for what, count in list((ours - others).items())[:5]
+        f"anomaly {what} is announced {count} times too often" for what, count in list((said - meant).items())[:5]
     ]
-    wrong += [f"anomaly {what} is missing {count} times" for what, count in list((others - ours).items())[:5]]
+    wrong += [f"anomaly {what} is missing {count} times" for what, count in list((meant - said).items())[:5]]
     return wrong
 
 

@@ -6,12 +6,14 @@ Processes are started by the main thread alone (see `World.supervise`): services
 
 import os
 import queue
-import subprocess
-import sys
+import signal
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import connection
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +30,8 @@ from pipeline import settings as config
 from pipeline.errors import TransientError
 from pipeline.settings import Settings, environment
 from tests import deltalog, oracle
-from tests.faultproxy import FaultProxy
+from tests.faultproxy import INJECTED, FaultProxy
+from tests.faults.stage import spawn
 from tests.feed import Feed, Sender, days_ago
 from tests.oracle import Evidence, Place
 from tests.processes import until
@@ -44,6 +47,9 @@ PATIENCE_S = 240.0
 ENDS_WELL = {0, -9, TransientError.exit_code}
 """Exit codes that need no explanation: stopped, killed, or given up on something that did not answer."""
 
+_BEGUN = "started version"
+"""What a stage prints once it stops in order when it is told to."""
+
 
 @dataclass(eq=False)
 class Worker:
@@ -54,13 +60,18 @@ class Worker:
     settings: Settings
     directory: Path
     wanted: bool = True
-    options: tuple[str, ...] = ()
-    process: subprocess.Popen[bytes] | None = None
+    largest_file: int | None = None
+    """Bytes; what is written beyond them fails."""
+    of_next_version: bool = False
+    """See tests.faults.nextversion."""
     starts: int = 0
     ends: list[int] = field(default_factory=list)
     """How its processes ended, one after the other."""
     forgiven: bool = False
     """Its next end may have any code: what was injected is an error that a person has to mend."""
+    _process: ForkServerProcess | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _log_before: int = 0
 
     @property
     def plan(self) -> Path:
@@ -73,9 +84,31 @@ class Worker:
         return self.directory / f"{self.stage}-{self.instance}.log"
 
     @property
+    def code(self) -> int | None:
+        """How the process of the moment ended; None while it runs, or where there was none."""
+        with self._lock:  # of two threads that ask at the same moment one would be told that it is not known
+            return self._process.exitcode if self._process else None
+
+    @property
     def alive(self) -> bool:
         """Does a process run?"""
-        return self.process is not None and self.process.poll() is None
+        return self._process is not None and self.code is None
+
+    @property
+    def said(self) -> str:
+        """What the process of the moment, or the last one, printed."""
+        return self.log.read_bytes()[self._log_before :].decode(errors="replace") if self.log.exists() else ""
+
+    @property
+    def working(self) -> bool:
+        """Has the process of the moment begun with its work?"""
+        return self.alive and _BEGUN in self.said
+
+    @property
+    def explained(self) -> bool:
+        """Did the last process end in a way that what is injected explains?"""
+        stopped_early = self.code == -signal.SIGTERM and _BEGUN not in self.said
+        return self.code in ENDS_WELL or stopped_early or self.forgiven or INJECTED in self.said
 
     def told(self, words: str) -> int:
         """How often its log has these words."""
@@ -83,14 +116,28 @@ class Worker:
 
     def start(self) -> None:
         """Start a process; the last one has ended."""
+        self._log_before = self.log.stat().st_size if self.log.exists() else 0
+        self._process = spawn(
+            self.stage,
+            self.plan,
+            self.log,
+            environment(self.settings),
+            largest_file=self.largest_file,
+            of_next_version=self.of_next_version,
+        )
         self.starts += 1
-        with self.log.open("ab") as out:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.stage", *self.options, str(self.plan), self.stage],
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **environment(self.settings)},
-            )
+
+    def signal(self, number: signal.Signals) -> None:
+        """To the process, where there is one."""
+        with suppress(ProcessLookupError):
+            if self.alive and self._process and self._process.pid:
+                os.kill(self._process.pid, number)
+
+    def wait(self, seconds: float) -> bool:
+        """Has it ended, at the latest after so long?"""
+        if self._process:
+            connection.wait([self._process.sentinel], seconds)
+        return not self.alive
 
 
 class Store:
@@ -245,10 +292,10 @@ class World:
         for worker in self.workers:
             if worker.stage in stages:
                 worker.plan.unlink(missing_ok=True)
-                worker.options = ()
+                worker.largest_file = None
                 worker.wanted = int(worker.instance) < REPLICAS[worker.stage]
-                if not worker.wanted and worker.alive and worker.process:
-                    worker.process.terminate()
+                if not worker.wanted:
+                    worker.signal(signal.SIGTERM)
 
     def call(self, function: Callable[[], T]) -> T:
         """Have the main thread call this, and wait for what it returns. To be used by other threads."""
@@ -277,15 +324,15 @@ class World:
         for worker in list(self.workers):
             if worker.alive:
                 continue
-            if worker.process is not None and len(worker.ends) < worker.starts:
-                self._ended(worker, worker.process.wait())
+            if len(worker.ends) < worker.starts:
+                self._ended(worker, worker.code or 0)
             if worker.wanted:
                 worker.start()
 
     def _ended(self, worker: Worker, code: int) -> None:
         worker.ends.append(code)
-        if code not in ENDS_WELL and not worker.forgiven:
-            lines = worker.log.read_text(errors="replace").splitlines()[-12:]
+        if not worker.explained:
+            lines = worker.said.splitlines()[-12:]
             self.strange.append(f"{worker.stage}-{worker.instance} ended in {code}:\n" + "\n".join(lines))
         worker.forgiven = False
 
@@ -293,25 +340,20 @@ class World:
         """Ask every stage to stop; those that do not in time are killed, which is strange."""
         for worker in self.workers:
             worker.wanted = False
-            if worker.alive and worker.process:
-                worker.process.terminate()
+            worker.signal(signal.SIGTERM)
         for worker in self.workers:
-            if worker.process is None:
-                continue
-            try:
-                worker.process.wait(PATIENCE_S)
-            except subprocess.TimeoutExpired:
+            if not worker.wait(PATIENCE_S):
                 self.strange.append(f"{worker.stage}-{worker.instance} did not stop")
-                worker.process.kill()
+                worker.signal(signal.SIGKILL)
+                worker.wait(PATIENCE_S)
         self.tend()
 
     def kill(self) -> None:
         """End everything at once."""
         for worker in self.workers:
             worker.wanted = False
-            if worker.alive and worker.process:
-                worker.process.kill()
-                worker.process.wait()
+            worker.signal(signal.SIGKILL)
+            worker.wait(PATIENCE_S)
 
     # What the injections and the checks look at, without the product's own eyes.
 

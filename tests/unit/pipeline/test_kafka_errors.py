@@ -17,6 +17,7 @@ KINDS: dict[type[PipelineError], list[int]] = {
         KafkaError.NOT_CONTROLLER,
         KafkaError.KAFKA_STORAGE_ERROR,
         KafkaError.ILLEGAL_SASL_STATE,
+        KafkaError._NOENT,
     ],
     Conflict: [KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.ILLEGAL_GENERATION, KafkaError._MAX_POLL_EXCEEDED],
     AccessDenied: [KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.SASL_AUTHENTICATION_FAILED],
@@ -27,7 +28,8 @@ KINDS: dict[type[PipelineError], list[int]] = {
 
 @pytest.mark.parametrize(("kind", "code"), [(kind, code) for kind, codes in KINDS.items() for code in codes])
 def test_a_brokers_error_is_what_it_means_for_the_stage(kind: type[PipelineError], code: int) -> None:
-    """After a broker's restart one that has not caught up answers UNKNOWN_LEADER_EPOCH: bronze ended for good."""
+    """After a broker's restart one that has not caught up answers UNKNOWN_LEADER_EPOCH, and the client that there are
+    no leaders (_NOENT): bronze and detect ended for good."""
     with pytest.raises(PipelineError) as told, translated(Settings(), "read"):
         raise KafkaException(KafkaError(code))
     assert type(told.value) is kind

@@ -249,11 +249,11 @@ def test_a_table_that_was_restored_under_a_living_sink_ends_it_before_a_row_is_s
     sink.flush()
     shutil.rmtree(tmp_path / "bronze")
     (tmp_path / "copy").rename(tmp_path / "bronze")
-    for _ in range(2):  # a flush in a thread of Quix's tells nobody: whoever comes next is told again
-        with pytest.raises(HistoryMismatch, match=r"offset 3, but .* offset 1: the lake was restored") as told:
-            feed(sink, 0, 4)
-            sink.flush()
-    assert "next start" in told.value.todo
+    feed(sink, 0, 4)
+    with pytest.raises(HistoryMismatch, match=r"offset 3, but .* offset 1: the lake was restored"):
+        sink.flush()
+    with pytest.raises(HistoryMismatch, match="next start"):  # that flush may have been in a thread of Quix's
+        feed(sink, 0, 4)
     assert rows(lake) == whole((0, 1))
 
 
