@@ -327,17 +327,21 @@ def partitions_added(world: World, dice: random.Random) -> None:
 
 
 def open_transaction(world: World, dice: random.Random) -> None:
-    """ingest dies with messages in a transaction that it did not end; notes how long readers stood still."""
+    """ingest dies with messages in a transaction that it did not end: readers have to wait for its successor."""
     worker = some(world, "ingest", dice)
     planned(world, worker, "offsets.after", "kill")
-    began, ends = time.monotonic(), world.ends(kafka.READINGS)
+    until(stable(world), "readers of committed micro-batches go on", PATIENCE_S)
+
+
+def stable(world: World) -> Callable[[], bool]:
+    """Whether readers of committed micro-batches have come to where the topic ends now."""
+    ends = world.ends(kafka.READINGS)
 
     def past() -> bool:
-        stable = world.ends(kafka.READINGS, stable=True)
-        return all(stable[partition] >= end for partition, end in ends.items())
+        stand = world.ends(kafka.READINGS, stable=True)
+        return all(stand[partition] >= end for partition, end in ends.items())
 
-    until(past, "readers of committed micro-batches go on", PATIENCE_S)
-    world.standstills.append(time.monotonic() - began)
+    return past
 
 
 PARTS = {"bronze": ["data", "log"], "silver": ["state", "data", "log"], "gold": ["data", "log"]}

@@ -1,10 +1,13 @@
-"""Faults with a story: retention, which a pipeline cannot survive unharmed, or must not notice at all."""
+"""Faults with a story: retention, which a pipeline cannot survive unharmed, or must not notice at all.
+
+The other stories are in tests.faults.upheavals.
+"""
 
 import io
 import logging
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import NewTopic, OffsetSpec
@@ -12,9 +15,9 @@ from confluent_kafka.admin import NewTopic, OffsetSpec
 from apps import bronze, gold, ingest, load, silver
 from pipeline import kafka
 from tests import oracle
-from tests.faults.world import PATIENCE_S, Services, World
+from tests.faults.world import PATIENCE_S, World
 from tests.feed import Feed, days_ago
-from tests.oracle import Place
+from tests.oracle import Letter, Place
 from tests.processes import until
 from tests.services import unique
 
@@ -22,16 +25,32 @@ MESSAGES = 3_000
 YEARS_AGO = 5 * 365.0
 
 
+@dataclass
 class Scenario:
-    """What a scenario found: rows in and out, those lost that nobody told of, and those there twice."""
+    """What a scenario found: rows in and out, those lost that nobody told of, those there twice, and what else is
+    wrong."""
 
-    def __init__(self, world: World, expected: set[Place] | None = None) -> None:
-        evidence = world.evidence()
-        findings = oracle.judge(evidence)
-        self.rows_in, self.rows_out = len(evidence.raw), len(evidence.bronze) + len(evidence.dead)
-        self.lost = len(set(findings.lost) ^ (expected or set()))
-        self.twice = len(findings.twice)
-        self.wrong = findings.wrong
+    rows_in: int
+    rows_out: int
+    lost: int
+    twice: int
+    wrong: list[str]
+
+
+def judged(world: World, expected: set[Place] | None = None, raw: Mapping[Place, Letter] | None = None) -> Scenario:
+    """By the auditor. `expected` are those that are lost, and told; `raw` is what was sent, where that is not what is
+    in the topic."""
+    evidence = world.evidence()
+    if raw is not None:
+        evidence = replace(evidence, raw=raw)
+    findings = oracle.judge(evidence)
+    return Scenario(
+        len(evidence.raw),
+        len(evidence.bronze) + len(evidence.dead),
+        len(set(findings.lost) ^ (expected or set())),
+        len(findings.twice),
+        findings.wrong + world.strange,
+    )
 
 
 def years_old(world: World) -> Scenario:
@@ -45,8 +64,8 @@ def years_old(world: World) -> Scenario:
     _passed(world, control)
     ingest.run(world.settings, until_caught_up=True)
     _passed(world, control)
-    _rest(world)
-    return Scenario(world)
+    rest(world)
+    return judged(world)
 
 
 def _passed(world: World, control: str) -> None:
@@ -90,31 +109,26 @@ def expired_unread(world: World) -> Scenario:
         ingest.run(world.settings, until_caught_up=True)
     finally:
         logging.getLogger().removeHandler(handler)
-    _rest(world)
+    rest(world)
     gone = {Place(partition, offset) for partition in cut for offset in range(read[partition], cut[partition])}
     told = {
         Place(int(partition), offset)
         for partition, first, last in re.findall(r"partition (\d+): offsets (\d+) to (\d+) expired", said.getvalue())
         for offset in range(int(first), int(last) + 1)
     }
-    found = Scenario(world, gone)
+    found = judged(world, gone)
     if told != gone:
         found.wrong.append(f"{len(gone)} messages expired unread, {len(told)} were told")
     return found
 
 
-def _rest(world: World) -> None:
+def rest(world: World) -> None:
+    """Take all that ingest made through the other stages."""
     for stage in (bronze, silver, gold, load):
         stage.run(world.settings, until_caught_up=True)
 
 
-SCENARIOS: dict[str, Callable[[World], Scenario]] = {
+RETENTION: dict[str, Callable[[World], Scenario]] = {
     "replay of years-old events across retention passes": years_old,
     "retention passes the committed offset (51 told, none silently)": expired_unread,
 }
-
-
-def play(services: Services, directory: Path, seed: int) -> Iterator[tuple[str, Scenario]]:
-    """Each scenario in a pipeline of its own."""
-    for number, (name, scenario) in enumerate(SCENARIOS.items()):
-        yield name, scenario(World(services, directory / f"scenario-{number}", seed + number, proxied=False))

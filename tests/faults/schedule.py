@@ -7,27 +7,28 @@ FAULT_SEED and FAULT_ROUNDS set it; `--quick` is one short round.
 import argparse
 import os
 import random
-import subprocess
 import tempfile
 import threading
 import time
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests import oracle
-from tests.faults import scenarios
 from tests.faults.injections import FAULTS, SERVICES, Fault
+from tests.faults.scenarios import RETENTION, Scenario
 from tests.faults.twin import differences
-from tests.faults.world import PATIENCE_S, Services, World
+from tests.faults.upheavals import UPHEAVALS
+from tests.faults.world import Services, World, live
 from tests.oracle import Findings
-from tests.processes import books, until
 
 RATE = 60.0
 """Messages a second of the feed."""
+
+SCENARIOS: dict[str, Callable[[World], Scenario]] = {**RETENTION, **UPHEAVALS}
+"""Each is told once, in a pipeline of its own."""
 
 
 @dataclass
@@ -75,7 +76,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(os.environ.get("FAULT_SEED") or random.randrange(10**6)))
     parser.add_argument("--rounds", type=int, default=int(os.environ.get("FAULT_ROUNDS") or 5))
     parser.add_argument("--faults", type=int, default=45, help="in a round")
-    parser.add_argument("--only", help="faults whose name has this in it")
+    parser.add_argument("--only", help="faults and scenarios whose name has this in it")
     parser.add_argument("--quick", action="store_true", help="one round of 12 faults")
     parser.add_argument("--directory", type=Path, help="keep logs and data there")
     told = parser.parse_args()
@@ -85,21 +86,21 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="faults-") as scratch:
         directory = told.directory or Path(scratch)
         with Services(directory) as services:
-            deck = Deck([each for each in FAULTS if (told.only or "") in each.name], random.Random(told.seed))
-            for number in range(rounds):
+            chosen = [each for each in FAULTS if (told.only or "") in each.name]
+            deck = Deck(chosen, random.Random(told.seed))
+            for number in range(rounds if chosen else 0):
                 seed = told.seed * 1000 + number
                 play(services, directory / f"round-{number}", seed, deck.draw(faults), tally)
-            for name, found in () if told.quick or told.only else scenarios.play(services, directory, told.seed):
-                say(f"{name}: {found.rows_in} rows in, {found.rows_out} out")
-                tally.lines[name] = Line(1, found.rows_in, found.rows_out, found.lost, found.twice)
-                if found.lost or found.twice or found.wrong:
-                    tally.failures.append(f"{name}: {found.lost} lost, {found.twice} twice, {found.wrong[:5]}")
+            for name in [name for name in SCENARIOS if (told.only or "") in name and not told.quick]:
+                tell(services, directory, told.seed, name, tally)
     print("\n".join(["", *tally.table(), ""]))
     injected = sum(line.injected for line in tally.lines.values())
     print(f"seed {told.seed}: {injected} faults injected")
     if tally.standstills:
         print(
-            f"an open transaction kept readers waiting for {max(tally.standstills):.1f} s at most, restart included"
+            "an open transaction kept readers waiting, restart included, for "
+            + ", ".join(f"{each:.1f}" for each in tally.standstills)
+            + " s"
         )
     for failure in tally.failures:
         print(f"FAILED: {failure}")
@@ -148,9 +149,10 @@ def play(services: Services, directory: Path, seed: int, faults: Sequence[Fault]
         services.requests.disarm()
         world.sender.finish()
         clock.took(f"for {sum(injected.values())} faults")
-        caught_up = threading.Thread(target=balance, args=[world, failures])
-        caught_up.start()
-        world.supervise(caught_up.is_alive)
+        try:
+            live(world, World.balance)
+        except AssertionError as error:
+            failures.append(str(error))
         world.stop()
         clock.took("to catch up")
         evidence = world.evidence()
@@ -163,13 +165,32 @@ def play(services: Services, directory: Path, seed: int, faults: Sequence[Fault]
         services.requests.disarm()
     rows_out = len(evidence.bronze) + len(evidence.dead)
     tally.add(injected, len(evidence.raw), rows_out, findings)
-    tally.standstills += world.standstills
     tally.failures += [f"seed {seed}: {each}" for each in [*failures, *world.strange]]
     if findings:
         tally.failures.append(f"seed {seed}: {findings}")
     say(f"round of seed {seed}: {len(evidence.raw)} rows in, {rows_out} out; {findings}; {clock}")
     for failure in [*failures, *world.strange]:
         say(failure)
+
+
+def tell(services: Services, directory: Path, seed: int, name: str, tally: Tally) -> None:
+    """A scenario, and what it found."""
+    clock = Clock()
+    world = World(services, directory / name.replace(" ", "-"), seed, rate=RATE, proxied=False)
+    try:
+        found = SCENARIOS[name](world)
+    except AssertionError as error:
+        tally.failures.append(f"{name}: {error}")
+        say(tally.failures[-1])
+        return
+    finally:
+        world.kill()
+    clock.took("in all")
+    say(f"{name}: {found.rows_in} rows in, {found.rows_out} out; {clock}")
+    tally.lines[name] = Line(1, found.rows_in, found.rows_out, found.lost, found.twice)
+    tally.standstills += world.standstills
+    if found.lost or found.twice or found.wrong:
+        tally.failures.append(f"{name}: {found.lost} lost, {found.twice} twice, {found.wrong[:5]}")
 
 
 class Clock:
@@ -203,18 +224,3 @@ def lane(world: World, faults: Sequence[Fault], seed: int, injected: Counter[str
             continue
         injected[fault.name] += 1
         say(f"  {fault.name} ({time.monotonic() - began:.1f} s)")
-
-
-def balance(world: World, failures: list[str]) -> None:
-    """Wait until the stages, left alone, have caught up."""
-    told: dict[str, object] = {}
-
-    def balanced() -> bool:
-        with suppress(subprocess.TimeoutExpired):  # on a machine with much else to do
-            told.update(books(world.settings))
-        return bool(told.get("balanced"))
-
-    try:
-        until(balanced, "the pipeline catches up by itself", 3 * PATIENCE_S)
-    except AssertionError as error:
-        failures.append(f"{error}: {told}")

@@ -7,9 +7,10 @@ Processes are started by the main thread alone (see `World.supervise`): services
 import os
 import queue
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import connection
@@ -19,7 +20,7 @@ from typing import Any, TypeVar
 
 import psycopg
 import pyarrow.fs
-from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
+from confluent_kafka import ConsumerGroupTopicPartitions, IsolationLevel, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 from pydantic import SecretStr
 
@@ -34,7 +35,7 @@ from tests.faultproxy import INJECTED, FaultProxy
 from tests.faults.stage import spawn
 from tests.feed import Feed, Sender, days_ago
 from tests.oracle import Evidence, Place
-from tests.processes import until
+from tests.processes import books, until
 from tests.services import ApacheKafka, unique
 
 T = TypeVar("T")
@@ -355,6 +356,20 @@ class World:
             worker.signal(signal.SIGKILL)
             worker.wait(PATIENCE_S)
 
+    def balance(self) -> None:
+        """Wait until the stages, left alone, have caught up; AssertionError when they do not."""
+        told: dict[str, object] = {}
+
+        def balanced() -> bool:
+            with suppress(subprocess.TimeoutExpired):  # on a machine with much else to do
+                told.update(books(self.settings))
+            return bool(told.get("balanced"))
+
+        try:
+            until(balanced, "the pipeline catches up by itself", 3 * PATIENCE_S)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {told}") from error
+
     # What the injections and the checks look at, without the product's own eyes.
 
     @property
@@ -375,6 +390,13 @@ class World:
         except (KafkaException, TimeoutError):
             return -1
         return sum(bool(each.assignment.topic_partitions) for each in members)
+
+    def read(self, stage: str, name: str) -> dict[int, int]:
+        """What a stage's group is to read next of each partition of a topic that it has read of."""
+        group, topic = self.settings.group(stage), kafka.topic(self.settings, name)
+        asked = self.admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)], request_timeout=20)
+        places = asked[group].result(20).topic_partitions
+        return {place.partition: place.offset for place in places if place.topic == topic}
 
     def ends(self, name: str, *, stable: bool = False) -> dict[int, int]:
         """High watermarks of a topic, or the last stable offsets: where readers of committed messages stand. Waits
@@ -410,6 +432,14 @@ class World:
             gold={name: rows[f"gold/{name}"] for name in oracle.GOLD},
             warehouse=oracle.facts(f"host={where.host} port={where.port} user={where.user} dbname={where.database}"),
         )
+
+
+def live(world: World, story: Callable[[World], T]) -> T:
+    """Have a story happen to a pipeline that lives meanwhile; returns what it returns."""
+    with ThreadPoolExecutor(1) as pool:
+        told = pool.submit(story, world)
+        world.supervise(lambda: not told.done())
+        return told.result()
 
 
 def settled(world: World, stage: str, replicas: int) -> None:
