@@ -6,6 +6,7 @@ Nothing here knows what the messages mean.
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -213,7 +214,23 @@ def application(settings: Settings, stage: str, **extra: Any) -> Application:
     )
     with translated(settings, "open the producer"):
         _with_token(settings, app._producer._producer)
+    _resume_before_forgetting(app._consumer)
     return app
+
+
+def _resume_before_forgetting(reader: Any) -> None:
+    """Quix pauses all partitions when a sink asks for it, and forgets that it did when a rebalance comes. librdkafka
+    does not: a partition that comes back is still paused, and would never be read again.
+    """
+    forget = reader.reset_backpressure
+
+    def reset() -> None:
+        if paused := list(reader.backpressured_tps):
+            with suppress(KafkaException, RuntimeError):  # lost, or closed: there is nothing to resume
+                reader.resume(paused)
+        forget()
+
+    reader.reset_backpressure = reset
 
 
 def create_topics(settings: Settings) -> list[str]:

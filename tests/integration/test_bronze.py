@@ -21,12 +21,12 @@ from pydantic import SecretStr
 from apps import bronze
 from contracts.tables import BRONZE_READINGS
 from contracts.wire import Anomaly
-from pipeline import kafka, offsets
+from pipeline import kafka, offsets, sink
 from pipeline import settings as config
 from pipeline.decode import READING_SCHEMA
 from pipeline.errors import AccessDenied, HistoryMismatch, NotSetUp, PipelineError, Unreachable
 from pipeline.kafka import ANOMALIES, DEAD_LETTERS, READINGS
-from pipeline.lake import Lake
+from pipeline.lake import Lake, append
 from pipeline.microbatch import pack
 from pipeline.settings import Settings
 from pipeline.sink import positions
@@ -301,6 +301,32 @@ def test_a_store_that_comes_back_in_time_is_only_a_pause(ready: Settings, store:
             until(lambda: next(refused, None) is None and rows(settings).num_rows == 400, "the rest")
         assert bronze_.error is None
         assert raw_offsets(settings) == list(range(400))
+
+
+def test_a_rebalance_while_it_waits_for_the_store_leaves_no_partition_paused(
+    ready: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quix forgets at a rebalance which partitions it paused. Kafka's client does not: it never read them again."""
+    monkeypatch.setattr(sink, "PAUSE_S", 600.0)
+    monkeypatch.setattr(sink, "LONGEST_PAUSE_S", 600.0)
+    failed = threading.Event()
+
+    def fails_once(*arguments: Any) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise Unreachable("injected")
+        append(*arguments)
+
+    monkeypatch.setattr(sink, "append", fails_once)
+    send(ready, READINGS, micro_batches(0, 200))
+    with _running(ready) as bronze_:
+        assert failed.wait(60)
+        with kafka.consumer(ready, ready.group("bronze")) as newcomer:
+            newcomer.subscribe([kafka.topic(ready, READINGS)])
+            until(lambda: newcomer.consume(1, 0.1) or newcomer.assignment(), "a rebalance")
+        until(lambda: rows(ready).num_rows == 200, "what it has paused")
+    assert bronze_.error is None
+    assert raw_offsets(ready) == list(range(200))
 
 
 def _version(settings: Settings) -> int:
