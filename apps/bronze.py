@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import polars as pl
 import pyarrow as pa
+from deltalake import DeltaTable
 
 from contracts.tables import BRONZE_ANOMALIES, BRONZE_DEAD_LETTERS, BRONZE_READINGS, AnomalyRule, Table
 from contracts.wire import DROPOUT, Anomaly, DeadLetterHeader, Reason
@@ -116,8 +117,21 @@ class Flow:
 
     def sink(self, settings: Settings, lake: Lake) -> DeltaSink:
         """The sink at the end of its stream."""
+
+        def same_topic(table: DeltaTable) -> None:
+            known = identity(settings, self)
+            if known is not None and progress(table, known) is None:
+                raise offsets.recreated(settings, "bronze", self.topic, "is another one of that name")
+
         name = kafka.topic(settings, self.topic)
-        return DeltaSink(lake, self.table, name, self.decode, retry_s=settings.retry_s)
+        return DeltaSink(lake, self.table, name, self.decode, retry_s=settings.retry_s, same_topic=same_topic)
+
+
+def identity(settings: Settings, flow: Flow) -> str | None:
+    """Application transaction by which a table knows that it is of this very topic; None where the broker's topics
+    have no identity."""
+    found = kafka.topic_id(settings, flow.topic)
+    return None if found is None else f"{kafka.topic(settings, flow.topic)}#{found}"
 
 
 def check(settings: Settings, lake: Lake, flow: Flow) -> None:
@@ -133,9 +147,9 @@ def check(settings: Settings, lake: Lake, flow: Flow) -> None:
     opened = lake.ensure(flow.table)
     stored = positions(opened, name, lows)
     ends = offsets.end_offsets(settings, flow.topic)
-    identity = kafka.topic_id(settings, flow.topic)
     table = lake.uri(flow.table.path)
-    another = identity is not None and progress(opened, f"{name}#{identity}") is None
+    known = identity(settings, flow)
+    another = known is not None and progress(opened, known) is None
     behind = {partition: stored.get(partition, 0) for partition in ends}
     behind = {partition: at for partition, at in behind.items() if read.get(partition, 0) > at}
     for partition, end in ends.items():
@@ -163,8 +177,8 @@ def check(settings: Settings, lake: Lake, flow: Flow) -> None:
         at = stored.get(partition, 0)
         if lows[partition] > at:
             offsets.tell_expired(settings, "bronze", flow.topic, partition, at, lows[partition])
-    if another:  # the topic that the table remembers from now on
-        append(opened, flow.table, pl.DataFrame(schema=flow.table.schema), {f"{name}#{identity}": 0})
+    if known is not None and another:  # the topic that the table remembers from now on
+        append(opened, flow.table, pl.DataFrame(schema=flow.table.schema), {known: 0})
 
 
 def readings(messages: Sequence[Message], now: datetime) -> Decoded:

@@ -73,13 +73,26 @@ class DeltaSink(BaseSink):  # type: ignore[misc]  # Quix has no types
     stage pause and read again, for `retry_s`; `failure` is the last error while that lasts.
     """
 
-    def __init__(self, lake: Lake, table: Table, topic: str, decode: Decode, *, retry_s: float) -> None:
+    def __init__(
+        self,
+        lake: Lake,
+        table: Table,
+        topic: str,
+        decode: Decode,
+        *,
+        retry_s: float,
+        same_topic: Callable[[DeltaTable], None] = lambda _: None,
+    ) -> None:
+        """`same_topic` raises HistoryMismatch where the topic is not the one that the table is of. It is asked before
+        a message that comes again is dropped: one of another topic is not in the table.
+        """
         super().__init__(on_client_connect_success=lambda: None)
         self._lake = lake
         self._definition = table
         self._topic = topic
         self._decode = decode
         self._retry_s = retry_s
+        self._same_topic = same_topic
         self._lock = threading.Lock()
         """Quix flushes in a thread of its own when partitions are taken away, and abandons one that takes long."""
         self._table: DeltaTable | None = None
@@ -167,6 +180,11 @@ class DeltaSink(BaseSink):  # type: ignore[misc]  # Quix has no types
         if self._table is None:
             self._fail(self.failure or Unreachable(f"{self._lake.uri(self._definition.path)} is not open"))
         fresh, versions = self._not_yet_in(self._table)
+        if len(fresh) < sum(map(len, self._buffer.values())):
+            try:
+                self._same_topic(self._table)
+            except TransientError as error:
+                self._fail(error)
         if not fresh:
             self._succeed()
             return

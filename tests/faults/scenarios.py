@@ -62,7 +62,7 @@ def years_old(world: World) -> Scenario:
     world.sender.send(MESSAGES)
     world.sender.finish()
     _passed(world, control)
-    ingest.run(world.settings, until_caught_up=True)
+    ingest.run(world.here, until_caught_up=True)
     _passed(world, control)
     rest(world)
     return judged(world)
@@ -93,7 +93,7 @@ def expired_unread(world: World) -> Scenario:
     else is missing."""
     world.sender.send(MESSAGES)
     world.sender.finish()
-    ingest.run(world.settings, until_caught_up=True)
+    ingest.run(world.here, until_caught_up=True)
     read = world.ends(kafka.RAW)
     world.sender.send(MESSAGES)
     world.sender.finish()
@@ -106,7 +106,7 @@ def expired_unread(world: World) -> Scenario:
     handler = logging.StreamHandler(said)
     logging.getLogger().addHandler(handler)
     try:
-        ingest.run(world.settings, until_caught_up=True)
+        ingest.run(world.here, until_caught_up=True)
     finally:
         logging.getLogger().removeHandler(handler)
     rest(world)
@@ -125,7 +125,7 @@ def expired_unread(world: World) -> Scenario:
 def rest(world: World) -> None:
     """Take all that ingest made through the other stages."""
     for stage in (bronze, silver, gold, load):
-        stage.run(world.settings, until_caught_up=True)
+        stage.run(world.here, until_caught_up=True)
 
 
 RETENTION: dict[str, Callable[[World], Scenario]] = {

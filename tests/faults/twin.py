@@ -41,7 +41,7 @@ def differences(world: World) -> list[str]:
 
 
 def _twin(world: World) -> Settings:
-    own = world.settings
+    own = world.here
     return own.model_copy(
         update={
             "kafka": own.kafka.model_copy(
@@ -51,7 +51,6 @@ def _twin(world: World) -> Settings:
                 update={"uri": own.lake.uri + "-twin", "endpoint_url": world.services.store.endpoint_url}
             ),
             "state_dir": world.directory / "state-twin",
-            "observability": own.observability.model_copy(update={"log_level": "ERROR"}),
         }
     )
 

@@ -53,13 +53,13 @@ def readings_made_anew(world: World) -> Scenario:
 
     def story(world: World) -> Mapping[Place, Letter]:
         sent(world)
-        ingest.run(world.settings, until_caught_up=True)
+        ingest.run(world.here, until_caught_up=True)
         worker = begun(world, "bronze")
         complete(world)
         before, worker.wanted = dict(world.sender.taken), False
         made_anew(world, kafka.READINGS)
         sent(world, 2 * MESSAGES)
-        ingest.run(world.settings, until_caught_up=True)
+        ingest.run(world.here, until_caught_up=True)
         told(worker, "was recreated")
         return before
 
@@ -77,23 +77,22 @@ def lake_brought_back(world: World) -> Scenario:
 
     def story(world: World) -> None:
         sent(world)
-        ingest.run(world.settings, until_caught_up=True)
+        ingest.run(world.here, until_caught_up=True)
         worker = begun(world, "bronze")
         complete(world)
         table, copy = f"{world.bucket_path}/bronze", f"{world.bucket_path}/copy"
         store: dict[str, Any] = {"source_filesystem": world.files, "destination_filesystem": world.files}
         pyarrow.fs.copy_files(table, copy, **store)
         sent(world)
-        ingest.run(world.settings, until_caught_up=True)
+        ingest.run(world.here, until_caught_up=True)
         complete(world)
         worker.wanted = False
         world.files.delete_dir(table)
         pyarrow.fs.copy_files(copy, table, **store)
         sent(world)
-        ingest.run(world.settings, until_caught_up=True)
+        ingest.run(world.here, until_caught_up=True)
         told(worker, "the lake was restored")
         _do_as_told(world, worker)
-        complete(world)
 
     live(world, story)
     rest(world)
@@ -105,16 +104,15 @@ def lake_wiped(world: World) -> Scenario:
 
     def story(world: World) -> None:
         sent(world)
-        ingest.run(world.settings, until_caught_up=True)
+        ingest.run(world.here, until_caught_up=True)
         worker = begun(world, "bronze")
         complete(world)
         worker.wanted = False
         world.files.delete_dir(f"{world.bucket_path}/bronze")
         sent(world)
-        ingest.run(world.settings, until_caught_up=True)
+        ingest.run(world.here, until_caught_up=True)
         told(worker, "There is no table")
         _do_as_told(world, worker)
-        complete(world)
 
     live(world, story)
     rest(world)
@@ -122,14 +120,13 @@ def lake_wiped(world: World) -> Scenario:
 
 
 def _do_as_told(world: World, worker: Worker) -> None:
-    """Start bronze, and run the commands that it ends with, until it goes on."""
+    """Start bronze, and run the commands that it ends with, until it has all readings."""
     while True:
         starts, worker.forgiven, worker.wanted = worker.starts, True, True
         until(lambda: back(worker, starts) or worker.starts > starts, "bronze starts", PATIENCE_S)  # noqa: B023
         worker.wanted = False
-        until(lambda: not worker.alive or world.members("bronze") > 0, "bronze ends or works", PATIENCE_S)
+        until(lambda: not worker.alive or _complete(world), "bronze ends or works it all off", PATIENCE_S)
         if worker.alive:
-            worker.wanted, worker.forgiven = True, False
             return
         commands = re.findall(
             r"--group (\S+) --topic (\S+):(\d+) --reset-offsets --to-offset (\d+) --execute", worker.said
@@ -218,13 +215,13 @@ def transactions_left_open(world: World) -> Scenario:
                 until(past, "readers go on", PATIENCE_S)
                 world.standstills.append(time.monotonic() - began)
             finally:
-                successor.terminate()
-                assert successor.wait(PATIENCE_S) == 0
+                successor.kill()
+                successor.wait()
 
     world.sender.start()
     live(world, story)
     world.sender.finish()
-    ingest.run(world.settings, until_caught_up=True)
+    ingest.run(world.here, until_caught_up=True)
     rest(world)
     return judged(world)
 
@@ -252,9 +249,12 @@ def told(worker: Worker, words: str) -> None:
 
 def complete(world: World) -> None:
     """Wait until Bronze has as many rows as readings were sent."""
+    until(lambda: _complete(world), "all readings are in Bronze", PATIENCE_S)
+
+
+def _complete(world: World) -> bool:
     readings = sum(reading_of(letter.value) is not None for letter in world.sender.taken.values())
-    table = f"{world.bucket_path}/bronze/readings"
-    until(lambda: len(deltalog.rows(world.files, table)) >= readings, f"{readings} rows in Bronze", PATIENCE_S)
+    return len(deltalog.rows(world.files, f"{world.bucket_path}/bronze/readings")) >= readings
 
 
 def made_anew(world: World, name: str) -> None:

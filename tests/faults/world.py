@@ -264,6 +264,12 @@ class World:
             retry_s=60.0,
         )
 
+    @property
+    def here(self) -> Settings:
+        """For a stage that works within the program, and is to be silent about it."""
+        observability = self.settings.observability.model_copy(update={"log_level": "ERROR"})
+        return self.settings.model_copy(update={"observability": observability})
+
     def worker(self, stage: str, instance: str = "0") -> Worker:
         """The replica; made where there is none yet."""
         for each in self.workers:
@@ -392,10 +398,14 @@ class World:
         return sum(bool(each.assignment.topic_partitions) for each in members)
 
     def read(self, stage: str, name: str) -> dict[int, int]:
-        """What a stage's group is to read next of each partition of a topic that it has read of."""
+        """What a stage's group is to read next of each partition of a topic that it has read of; nothing while the
+        broker does not answer."""
         group, topic = self.settings.group(stage), kafka.topic(self.settings, name)
         asked = self.admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)], request_timeout=20)
-        places = asked[group].result(20).topic_partitions
+        try:
+            places = asked[group].result(20).topic_partitions
+        except (KafkaException, TimeoutError):
+            return {}
         return {place.partition: place.offset for place in places if place.topic == topic}
 
     def ends(self, name: str, *, stable: bool = False) -> dict[int, int]:

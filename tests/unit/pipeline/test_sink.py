@@ -141,6 +141,31 @@ def test_messages_that_come_again_are_dropped_one_by_one(lake: Lake, opened: Cal
     assert lake.open(BRONZE_READINGS).version() == 2
 
 
+def test_what_comes_again_is_dropped_only_of_the_topic_that_the_table_is_of(lake: Lake) -> None:
+    """Of a topic that was made anew Kafka's client begins at the oldest message: what it has is not in the table."""
+    asked: list[int | None] = []
+
+    def same_topic(table: DeltaTable) -> None:
+        asked.append(table.version())
+        if len(asked) > 1:
+            raise HistoryMismatch("the topic was recreated")
+
+    sink = DeltaSink(lake, BRONZE_READINGS, TOPIC, decode, retry_s=60.0, same_topic=same_topic)
+    sink.setup()
+    feed(sink, 0, 1, 2)
+    sink.flush()
+    feed(sink, 0, 3)
+    sink.flush()
+    assert asked == []
+    feed(sink, 0, 2, 3, 4)
+    sink.flush()
+    assert len(asked) == 1
+    feed(sink, 0, 0)
+    with pytest.raises(HistoryMismatch):
+        sink.flush()
+    assert rows(lake) == whole((0, 1), (0, 2), (0, 3), (0, 4))
+
+
 def test_a_rewind_drops_what_was_buffered_since(lake: Lake, opened: Callable[..., DeltaSink]) -> None:
     sink = opened()
     feed(sink, 0, 10, 11, 13)
