@@ -77,10 +77,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=int(os.environ.get("FAULT_ROUNDS") or 5))
     parser.add_argument("--faults", type=int, default=45, help="in a round")
     parser.add_argument("--only", help="faults and scenarios whose name has this in it")
-    parser.add_argument("--quick", action="store_true", help="one round of 12 faults")
+    parser.add_argument("--quick", action="store_true", help="one round of 40 faults")
     parser.add_argument("--directory", type=Path, help="keep logs and data there")
     told = parser.parse_args()
-    rounds, faults = (1, 12) if told.quick else (told.rounds, told.faults)
+    rounds, faults = (1, 40) if told.quick else (told.rounds, told.faults)
     say(f"seed {told.seed}: {rounds} rounds of {faults} faults; again with FAULT_SEED={told.seed}")
     tally = Tally()
     with tempfile.TemporaryDirectory(prefix="faults-") as scratch:
