@@ -124,7 +124,7 @@ def _run(
     os.dup2(out, 1)
     os.dup2(out, 2)
     Path("/proc/self/comm").write_text(plan.stem)  # its name in `top`
-    threading.Thread(target=_die_with, args=[os.getppid()], daemon=True).start()
+    threading.Thread(target=_die_with_parent, daemon=True).start()
     os.environ.update(environment)
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
@@ -192,7 +192,8 @@ def reached(point: str, plan: Path) -> None:
         time.sleep(float(action.removeprefix("hold:")))  # the fault itself: the stage stands still
 
 
-def _die_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1.0)  # there is no event for it
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent
+    parent.join()
     os._exit(1)

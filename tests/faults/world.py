@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import psycopg
 import pyarrow.fs
-from confluent_kafka import ConsumerGroupTopicPartitions, IsolationLevel, KafkaException, TopicPartition
+from confluent_kafka import Consumer, IsolationLevel, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 from pydantic import SecretStr
 
@@ -400,13 +400,17 @@ class World:
     def read(self, stage: str, name: str) -> dict[int, int]:
         """What a stage's group is to read next of each partition of a topic that it has read of; nothing while the
         broker does not answer."""
-        group, topic = self.settings.group(stage), kafka.topic(self.settings, name)
-        asked = self.admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)], request_timeout=20)
+        topic = kafka.topic(self.settings, name)
+        group = {"bootstrap.servers": self.services.broker.bootstrap_servers, "group.id": self.settings.group(stage)}
+        member = Consumer(group)  # which never joins
         try:
-            places = asked[group].result(20).topic_partitions
-        except (KafkaException, TimeoutError):
+            known = member.list_topics(topic, timeout=20).topics[topic].partitions
+            places = member.committed([TopicPartition(topic, partition) for partition in known], timeout=20)
+        except KafkaException:
             return {}
-        return {place.partition: place.offset for place in places if place.topic == topic}
+        finally:
+            member.close()
+        return {place.partition: place.offset for place in places if place.offset >= 0}
 
     def ends(self, name: str, *, stable: bool = False) -> dict[int, int]:
         """High watermarks of a topic, or the last stable offsets: where readers of committed messages stand. Waits
