@@ -146,7 +146,7 @@ def check(settings: Settings, lake: Lake, flow: Flow) -> None:
     read, lows = offsets.committed(settings, group, flow.topic), offsets.low_offsets(settings, flow.topic)
     opened = lake.ensure(flow.table)
     stored = positions(opened, name, lows)
-    ends = offsets.end_offsets(settings, flow.topic)
+    ends = offsets.end_offsets_past(settings, flow.topic, stored)
     table = lake.uri(flow.table.path)
     known = identity(settings, flow)
     another = known is not None and progress(opened, known) is None

@@ -32,6 +32,9 @@ from pipeline.unknownfields import UnknownFields
 
 STAGE = "ingest"
 
+_LOOK_EVERY_S = 10.0
+"""How often the topic's identity is looked at: of one that was made anew librdkafka tells nothing."""
+
 _IDLE_S = 0.25
 """Longest wait for a first message: how often the loop turns when nothing comes."""
 
@@ -142,6 +145,7 @@ class _Source:
         self.topic_id = kafka.topic_id(settings, kafka.RAW) or ""
         """Committed with the offsets, as their metadata: those of a topic of the same name that is gone mean nothing
         in this one. And, as the broker deletes them with the topic, with an offset of sensors.readings, too."""
+        self._looked = time.monotonic()
         extra = {"auto.offset.reset": "error", **kafka.membership(settings, STAGE)}
         self._consumer = kafka.consumer(settings, settings.group(STAGE), **extra)
 
@@ -157,9 +161,10 @@ class _Source:
         What was read in a call in which partitions moved may by now belong to another instance: it is dropped. The
         committed offsets are then asked for and set here: left to itself librdkafka begins at the earliest message
         when partitions move twice while a transaction with their offsets is still open. So it is when retention
-        passed the place where the client reads.
+        passed the place where the client reads. Raises HistoryMismatch where the topic was made anew.
         """
         ingest = self._settings.ingest
+        self._insist_on_topic()
         with kafka_errors.translated(self._settings, f"read {kafka.RAW}"):
             messages: list[Message] = self._consumer.consume(1, _IDLE_S)
             if messages:
@@ -197,6 +202,8 @@ class _Source:
         partition, at = place.partition, max(place.offset, 0)
         low, end = self._consumer.get_watermark_offsets(place, self._settings.kafka.timeout_s)
         if at > end:
+            end = offsets.end_offsets_past(self._settings, kafka.RAW, {partition: at})[partition]
+        if at > end:
             why = f"has nothing from {end} on in partition {partition}, where {at} comes next"
             raise offsets.recreated(self._settings, STAGE, kafka.RAW, why)
         told = max(at, self._expired.get(partition, 0))
@@ -204,6 +211,14 @@ class _Source:
             offsets.tell_expired(self._settings, STAGE, kafka.RAW, partition, told, low)
             self._expired[partition] = low
         return TopicPartition(place.topic, partition, max(at, low))
+
+    def _insist_on_topic(self) -> None:
+        """Raises HistoryMismatch where the topic is another one than at the start. Looked at now and then."""
+        if time.monotonic() - self._looked < _LOOK_EVERY_S:
+            return
+        if self.topic_id and kafka.topic_id(self._settings, kafka.RAW) != self.topic_id:
+            raise offsets.recreated(self._settings, STAGE, kafka.RAW, "is another one of that name")
+        self._looked = time.monotonic()
 
     def _insist_on_broker(self) -> None:
         try:

@@ -14,7 +14,7 @@ import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
-from pipeline.errors import HistoryMismatch, NotSetUp, TerminalError
+from pipeline.errors import HistoryMismatch, NotSetUp, TerminalError, Unreachable
 from pipeline.kafka_errors import translated
 from pipeline.kafka_security import connection
 from pipeline.quix import Application, ConnectionConfig, Consumer, Producer
@@ -258,12 +258,19 @@ def create_topics(settings: Settings) -> list[str]:
 def require_topics(settings: Settings, *names: str) -> dict[str, int]:
     """Partition counts of these topics; names without the prefix.
 
-    Raises NotSetUp where one is missing, HistoryMismatch where one has a partition count that cannot be, and what
-    `check` raises.
+    Raises NotSetUp where one is missing, HistoryMismatch where one has a partition count that cannot be, Unreachable
+    where a partition has no leader now, and what `check` raises.
     """
     counts = check(settings)
     missing = [topic(settings, name) for name in names if topic(settings, name) not in counts]
     if missing:
+        with translated(settings, "list the topics"):
+            known = admin_client(settings).list_topics(timeout=settings.kafka.timeout_s).topics
+        if all(name in known and known[name].partitions for name in missing):
+            raise Unreachable(
+                f"Kafka at {settings.kafka.bootstrap_servers} has no leader for partitions of {', '.join(missing)}.",
+                "Its brokers start, stop or hand over: try again.",
+            )
         raise NotSetUp(
             f"Kafka at {settings.kafka.bootstrap_servers} has no topic {', '.join(missing)}.",
             "Create the topics with `pipeline topics create`, or let this user see them: `pipeline topics acls`.",

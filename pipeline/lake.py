@@ -191,8 +191,12 @@ def storage_options(settings: config.Lake) -> dict[str, str]:
 
 
 def progress(table: DeltaTable, app_id: str) -> int | None:
-    """The version that the last commit of `app_id` carried, as this table object sees it; None before the first."""
-    version: int | None = table.transaction_version(app_id)
+    """The version that the last commit of `app_id` carried, as this table object sees it; None before the first.
+
+    Raises as `translated` says, NotSetUp where the log lacks a part.
+    """
+    with translated(f"read the log of {table.table_uri}"):
+        version: int | None = table.transaction_version(app_id)
     return version
 
 
@@ -309,7 +313,7 @@ _DENIED = re.compile(
     r"403 Forbidden|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|InvalidToken"
     r"|lacked the necessary privileges"
 )
-_MISSING = re.compile(r"NoSuchKey|Object at location .* not found")
+_MISSING = re.compile(r"NoSuchKey|Object at location .* not found|File not found")
 _CONFLICT = re.compile(
     r"Concurrent|concurrent|Invalid table version|Transaction failed|[Vv]ersion \d+ already exists"
 )

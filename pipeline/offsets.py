@@ -30,6 +30,20 @@ def end_offsets(settings: Settings, name: str) -> dict[int, int]:
     return _offsets(settings, name, OffsetSpec.latest())
 
 
+_SETTLING_S = 2.0
+"""A broker that has just restarted tells ends from before its last messages, for a moment."""
+
+
+def end_offsets_past(settings: Settings, name: str, places: Mapping[int, int]) -> dict[int, int]:
+    """As `end_offsets`, but asked again for a while where an end is before a place that was read up to."""
+    end = time.monotonic() + _SETTLING_S
+    while True:
+        ends = end_offsets(settings, name)
+        if all(ends.get(partition, at) >= at for partition, at in places.items()) or time.monotonic() > end:
+            return ends
+        time.sleep(0.2)
+
+
 def low_offsets(settings: Settings, name: str) -> dict[int, int]:
     """Low watermark of each partition: the oldest offset that is still kept."""
     return _offsets(settings, name, OffsetSpec.earliest())
@@ -65,10 +79,11 @@ def check_group(settings: Settings, stage: str, name: str) -> None:
     """Can the stage's group go on where it stopped? Raises HistoryMismatch where the topic does not have that place;
     what expired unread is told, as `tell_expired` does.
     """
-    low, end = low_offsets(settings, name), end_offsets(settings, name)
+    low, read = low_offsets(settings, name), committed(settings, settings.group(stage), name)
+    end = end_offsets_past(settings, name, read)
     for partition in low:
         metrics.EXPIRED.labels(stage=stage, partition=str(partition))
-    for partition, at in committed(settings, settings.group(stage), name).items():
+    for partition, at in read.items():
         if at > end[partition]:
             why = f"has nothing from {end[partition]} on in partition {partition}, where {at} comes next"
             raise recreated(settings, stage, name, why)

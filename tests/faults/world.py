@@ -256,6 +256,8 @@ class World:
             warehouse=config.Warehouse(port=postgres.port, database=database, sslmode="disable"),
             ingest=config.Ingest(max_messages=400, linger_s=0.1),
             bronze=config.Bronze(commit_interval_s=1.5, commit_every=100),
+            # A stage that stood still, and partitions added meanwhile, part a reading from its copy by minutes.
+            detect=config.Detect(identities=4_000),
             silver=job,
             gold=job,
             load=job,

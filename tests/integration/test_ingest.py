@@ -365,6 +365,22 @@ def test_a_topic_that_was_made_anew_ends_it_with_the_way_out(settings: Settings)
     assert offsets.committed(settings, settings.group("ingest"), broker.RAW) == {}, "nothing of it was read"
 
 
+@pytest.mark.skipif(embedded, reason="the embedded broker's topics have no identity")
+def test_a_topic_that_is_made_anew_under_it_ends_it(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kafka's client tells nothing: it stood still, or would go on behind what the new topic has up to there."""
+    monkeypatch.setattr(ingest, "_LOOK_EVERY_S", 0.0)
+    produce(settings, range(400))
+    source = ingest._Source(settings, {})
+    until(source.read, "its first messages")
+    admin, raw = AdminClient(broker.client(settings)), broker.topic(settings, broker.RAW)
+    admin.delete_topics([raw])[raw].result(10)
+    until(lambda: raw not in admin.list_topics(timeout=10).topics, "the topic to go")
+    broker.create_topics(settings)
+    with pytest.raises(HistoryMismatch, match="another one of that name"):
+        until(lambda: not source.read() and None, "its end")
+    source.close()
+
+
 def test_offsets_that_a_topic_does_not_have_end_it_with_the_way_out(settings: Settings) -> None:
     """They come from elsewhere: a topic restored from a copy, or offsets set by hand."""
     produce(settings, range(40))

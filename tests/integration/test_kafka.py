@@ -96,6 +96,16 @@ def test_a_missing_topic_is_named_with_the_command_that_creates_it(settings: Set
             act()
 
 
+def test_a_topic_whose_partitions_have_no_leader_is_waited_for(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it is for a moment after a broker's restart: the stages ended for good, and said to create the topics."""
+    broker.create_topics(settings)
+    monkeypatch.setattr(broker, "_partition_counts", lambda *_: {})
+    with pytest.raises(Unreachable, match="no leader"):
+        broker.require_topics(settings, broker.RAW)
+
+
 def test_a_broker_that_does_not_answer_is_named_with_what_to_check(settings: Settings) -> None:
     nowhere = changed(settings, bootstrap_servers="127.0.0.1:1", timeout_s=0.5)
     with pytest.raises(Unreachable, match=r"127\.0\.0\.1:1 did not answer in 0\.5 s(.|\n)*BOOTSTRAP_SERVERS"):
@@ -184,6 +194,13 @@ def test_drained_looks_for_committed_messages_and_no_others(settings: Settings) 
 
 
 @pytest.mark.skipif(choose_broker() == EMBEDDED, reason="the embedded broker hides what follows an abort")
+def test_an_end_that_is_told_too_early_is_asked_again(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that had just restarted told an end before what was read: detect took the topic for another one."""
+    told = iter([{0: 5}, {0: 9}])
+    monkeypatch.setattr(offsets, "end_offsets", lambda *_: next(told))
+    assert offsets.end_offsets_past(settings, broker.RAW, {0: 8}) == {0: 9}
+
+
 def test_messages_are_counted_inside_ranges(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     broker.create_topics(settings)
     client = producer(settings)

@@ -3,10 +3,12 @@
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from unittest.mock import Mock
 
 import polars as pl
 import pytest
 from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
 from pydantic import SecretStr
 from quixstreams.sinks import SinkBackpressureError
 
@@ -70,6 +72,14 @@ def test_a_table_that_is_missing_is_named(lake_settings: config.Lake) -> None:
     with pytest.raises(NotSetUp, match="bronze/readings") as told:
         Lake(lake_settings).open(BRONZE_READINGS)
     said(told.value)
+
+
+def test_a_log_that_lacks_a_part_is_an_error_that_says_so() -> None:
+    """A lake that was wiped under a running bronze has what that wrote next, and nothing before."""
+    table = Mock(table_uri="s3://lake/bronze/readings")
+    table.transaction_version.side_effect = DeltaError("Kernel error: File not found: bronze/readings/2.json")
+    with pytest.raises(NotSetUp, match=r"a file is missing \(.*readings/2\.json"):
+        progress(table, "x")
 
 
 @pytest.mark.parametrize("use", [lambda lake: lake.ensure(BRONZE_READINGS), Lake.require_conditional_put])
