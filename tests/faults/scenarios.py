@@ -6,8 +6,8 @@ The other stories are in tests.faults.upheavals.
 import io
 import logging
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import NewTopic, OffsetSpec
@@ -17,7 +17,7 @@ from pipeline import kafka
 from tests import oracle
 from tests.faults.world import PATIENCE_S, World
 from tests.feed import Feed, days_ago
-from tests.oracle import Letter, Place
+from tests.oracle import Place
 from tests.processes import until
 from tests.services import unique
 
@@ -37,12 +37,9 @@ class Scenario:
     wrong: list[str]
 
 
-def judged(world: World, expected: set[Place] | None = None, raw: Mapping[Place, Letter] | None = None) -> Scenario:
-    """By the auditor. `expected` are those that are lost, and told; `raw` is what was sent, where that is not what is
-    in the topic."""
+def judged(world: World, expected: set[Place] | None = None) -> Scenario:
+    """By the auditor. `expected` are those that are lost, and told."""
     evidence = world.evidence()
-    if raw is not None:
-        evidence = replace(evidence, raw=raw)
     findings = oracle.judge(evidence)
     return Scenario(
         len(evidence.raw),
