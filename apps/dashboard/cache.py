@@ -24,7 +24,7 @@ ASKED_WITHIN_S = 10.0
 """A question that nobody asked for so long is not answered again ..."""
 KEPT_FOR_S = 120.0
 """... and after so long its answer is given up."""
-LEAST_GAP_S = 1.0
+LEAST_GAP_S = 2.0
 """Between two readings of an answer; of one that takes long, four times as long as it took."""
 MOST_KEPT = 256
 """Answers held, at most."""

@@ -22,6 +22,8 @@ TICK_MS = 1000
 """Between two looks of a session at its answers; a new answer is shown without waiting for it."""
 UNCONFIRMED_AFTER = timedelta(seconds=10)
 """An answer that was not confirmed for so long is not called live."""
+REWRITTEN_AFTER = timedelta(seconds=5)
+"""Text with ages in it, where nothing else is new."""
 STALE_AFTER = timedelta(seconds=60)
 """Without a commit of Gold for so long, or three of its intervals, the data are not called live."""
 
@@ -79,6 +81,7 @@ class Session:
         self.greeted = "iot_zone" in cookies and "iot_theme" in cookies
         self.address = Address(pn.state.session_args)
         self._shown: dict[str, int] = {}
+        self._written: dict[str, tuple[tuple[int, ...] | None, datetime]] = {}
 
     def ask(self, question: Question[T]) -> Answer[T]:
         """The newest answer."""
@@ -89,6 +92,15 @@ class Session:
         if self._shown.get(part) == answer.number:
             return False
         self._shown[part] = answer.number
+        return True
+
+    def is_due(self, part: str, now: datetime, *answers: Answer[Any]) -> bool:
+        """Is one of these answers another than when `part` was last written, or is what it says of ages too old?"""
+        numbers = tuple(answer.number for answer in answers)
+        before, at = self._written.get(part, (None, now))
+        if numbers == before and now - at < REWRITTEN_AFTER:
+            return False
+        self._written[part] = numbers, now
         return True
 
     def forget(self, part: str) -> None:

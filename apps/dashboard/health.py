@@ -65,11 +65,11 @@ class Health:
         """Follow the layers, the fleet's figures and the bad data."""
         session = self._session
         layers, lags = session.ask(Layers()), session.ask(Lags())
-        if layers.value is not None:
+        if layers.value is not None and session.is_due("stages", now, layers, lags):
             told = lags.value if lags.value is not None else {}
             silent = "" if lags.value is not None or lags.confirmed is None else _SILENT
             show(self._stages, note(layers, session, now) + stages(layers.value, told, session, now) + silent)
-        elif layers.problem:
+        elif layers.value is None and layers.problem:
             show(self._stages, note(layers, session, now))
         fleet = session.ask(Fleet())
         if fleet.value is not None and session.is_new("pace", fleet):

@@ -55,13 +55,16 @@ class Overview:
         ]
 
     def update(self, now: datetime) -> None:
-        """Figures have ages in them, so they are written at each tick; a pane that says the same is left alone."""
+        """Follow the figures, which have ages in them, and the feed."""
         answer, fresh = self._session.ask(Fleet()), self._session.ask(Freshness())
         head = note(answer, self._session, now)
         if answer.value is not None:
             figures, goals = answer.value, self._session.settings.objectives
-            show(self._kpis, head + kpis(figures, fresh.value, goals, now))
-            show(self._locations, locations(figures, goals, now) if len(figures.locations) else self._no_data(now))
+            if self._session.is_due("figures", now, answer, fresh):
+                show(self._kpis, head + kpis(figures, fresh.value, goals, now))
+                show(
+                    self._locations, locations(figures, goals, now) if len(figures.locations) else self._no_data(now)
+                )
             if self._session.is_new("day", answer):
                 self._draw(figures)
         elif head:
