@@ -188,6 +188,7 @@ class _Source:
         assigned: list[TopicPartition] = self._consumer.assignment()
         if not assigned:
             return []
+        self._insist_on_topic(due=True)  # its offsets went with a topic that was deleted: it would begin anew
         noted = TopicPartition(kafka.topic(self._settings, kafka.READINGS), 0)
         places: list[TopicPartition] = self._consumer.committed([*assigned, noted], self._settings.kafka.timeout_s)
         for place in places:
@@ -212,9 +213,9 @@ class _Source:
             self._expired[partition] = low
         return TopicPartition(place.topic, partition, max(at, low))
 
-    def _insist_on_topic(self) -> None:
+    def _insist_on_topic(self, *, due: bool = False) -> None:
         """Raises HistoryMismatch where the topic is another one than at the start. Looked at now and then."""
-        if time.monotonic() - self._looked < _LOOK_EVERY_S:
+        if not due and time.monotonic() - self._looked < _LOOK_EVERY_S:
             return
         if self.topic_id and kafka.topic_id(self._settings, kafka.RAW) != self.topic_id:
             raise offsets.recreated(self._settings, STAGE, kafka.RAW, "is another one of that name")
