@@ -1,10 +1,12 @@
-"""monitor: how fresh each layer is and how far each stage is behind, as metrics. Reads only.
+"""monitor: how fresh each layer is, how far each stage is behind, who is silent, as metrics; breaches as a table.
 
-What cannot be told is NaN, never zero and never yesterday's figure; the process itself goes on.
+What cannot be told is NaN, never zero and never yesterday's figure; the process itself goes on. It writes nothing but
+quality/breaches.
 """
 
 import logging
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -13,6 +15,9 @@ import polars as pl
 from deltalake import DeltaTable
 from prometheus_client import Gauge
 
+from apps.breaches import Recorder
+from apps.silence import Ear
+from apps.vitals import own
 from contracts.registry import load_registry
 from contracts.tables import (
     BRONZE_ANOMALIES,
@@ -20,7 +25,7 @@ from contracts.tables import (
     BRONZE_READINGS,
     GOLD_LOCATION_HOURLY,
     GOLD_SENSOR_5MIN,
-    QUALITY_CHECKS,
+    SILVER_QUARANTINE,
     SILVER_READINGS,
     TABLES,
     Table,
@@ -30,10 +35,15 @@ from pipeline import kafka, metrics, offsets
 from pipeline.errors import NotSetUp, PipelineError, Unreachable
 from pipeline.lake import Lake, progress, translated
 from pipeline.layout import scan
+from pipeline.objectives import verdicts
 from pipeline.plan import Loaded
 from pipeline.settings import Settings
+from pipeline.silence import silent
 from pipeline.sink import positions
 from pipeline.stage import poll, running
+from pipeline.stall import Stall, seen
+from pipeline.status import STALLED_S, measured
+from pipeline.upkeep import READERS, log_entries
 from pipeline.warehouse import Warehouse
 
 LAYERS: Mapping[str, tuple[Table, str]] = {
@@ -52,7 +62,7 @@ JOBS: Mapping[str, tuple[str, Table, Table]] = {
 STREAMS: Mapping[str, str] = {"ingest": kafka.RAW, "detect": kafka.READINGS}
 """Stage -> the topic that it reads. Their progress is what their group has committed; Bronze's is in its tables."""
 
-STAGED = tuple(table for table in TABLES if table != QUALITY_CHECKS)
+STAGED = tuple(table for table in TABLES if not table.path.startswith("quality/"))
 """Tables that stages write, and make when they start."""
 
 SINKS: Mapping[str, Table] = {
@@ -66,6 +76,13 @@ GROUPS: tuple[tuple[str, str], ...] = (*STREAMS.items(), *(("bronze", topic) for
 
 _RECENT = timedelta(hours=1)
 """Of Gold's windows, whose sensors are looked up in the registry."""
+
+_COUNTED = timedelta(minutes=5)
+"""What quality is the quality of."""
+_LOGS_EVERY = timedelta(minutes=1)
+"""Between two looks at how long the logs are, which is a listing of each."""
+_BEFORE_SILVER = ("ingest", "bronze", "silver")
+"""When one of these stands still, nobody can tell which sensors do."""
 
 Watermarks = Mapping[str, Mapping[int, tuple[int, int]]]
 """Topic, without the prefix -> partition -> oldest offset and end."""
@@ -87,7 +104,8 @@ def run(settings: Settings, *, until_caught_up: bool = False) -> None:
 class Monitor:
     """Sets the gauges. Systems that do not answer are logged once, and once when they are back."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, record: bool = True) -> None:
+        """`record`: note breaches, which only one process may do."""
         self._settings = settings
         self._lake = Lake(settings.lake)
         self._warehouse = Warehouse(settings.warehouse)
@@ -101,7 +119,14 @@ class Monitor:
         """Of the topic that has the most."""
         self._loaded: Loaded | None = None
         self._newest: tuple[datetime | None, datetime | None] = None, None
-        self._ask_warehouse_at = datetime.min.replace(tzinfo=UTC)
+        self._ask_warehouse_at = self._list_logs_at = datetime.min.replace(tzinfo=UTC)
+        self._now = self._ask_warehouse_at
+        self._ear, self._recorder = Ear(self._lake), Recorder(self._lake) if record else None
+        self._stalls: dict[str, Stall] = {}
+        """Of this round: a stage of which nobody can tell is not in it."""
+        self._before = self._stalls
+        self._counts: deque[tuple[datetime, int, int, int]] = deque()
+        """When, and the rows of Silver, quarantine and dead letters then."""
 
     def close(self) -> None:
         """Let go of the warehouse."""
@@ -109,7 +134,8 @@ class Monitor:
 
     def measure(self, now: datetime) -> None:
         """One round."""
-        self._answered, self._opened = {}, {}
+        self._answered, self._opened, self._now = {}, {}, now
+        self._before, self._stalls = self._stalls, {}
         self._look_at_layers(now)
         self._look_at_tables()
         self._count_unregistered(now)
@@ -117,9 +143,13 @@ class Monitor:
         self._ask_broker()
         for stage, (app_id, table, source) in JOBS.items():
             lag = metrics.LAG.labels(stage=stage, partition="all")
-            with self._asking("lake", f"lag of {stage}", lag):
-                lag.set(self._open(source).version() - (progress(self._open(table), app_id) or 0))
+            with self._asking("lake", f"lag of {stage}", lag, metrics.STALLED.labels(stage=stage)):
+                done, newest = progress(self._open(table), app_id) or 0, self._open(source).version()
+                lag.set(newest - done)
+                self._follow(stage, done, newest)
         self._ask_warehouse(now)
+        self._listen(now)
+        self._note_breaches(now)
         for system, answered in self._answered.items():
             metrics.SYSTEM_UP.labels(system=system).set(answered)
 
@@ -139,18 +169,86 @@ class Monitor:
                 age.set(_since(newest_commit(opened), now))
 
     def _look_at_tables(self) -> None:
+        rows: dict[Table, int] = {}
         for table in STAGED:
             gauges = [
                 each.labels(table=table.path)
-                for each in (metrics.TABLE_FILES, metrics.TABLE_BYTES, metrics.TABLE_ROWS)
+                for each in (metrics.TABLE_FILES, metrics.TABLE_BYTES, metrics.TABLE_ROWS, metrics.TABLE_VERSION)
             ]
             with self._asking("lake", f"size of {table.path}", *gauges):
                 opened = self._open(table)
                 with translated(f"read the log of {opened.table_uri}"):
                     files = pl.DataFrame(opened.get_add_actions(flatten=True))
-                sizes = len(files), int(files["size_bytes"].sum()), int(files["num_records"].sum())
+                rows[table] = int(files["num_records"].sum())
+                sizes = len(files), int(files["size_bytes"].sum()), rows[table], opened.version()
                 for gauge, size in zip(gauges, sizes, strict=True):
                     gauge.set(size)
+            self._look_at_readers(table)
+        self._judge_quality(*(rows.get(each) for each in (SILVER_READINGS, SILVER_QUARANTINE, BRONZE_DEAD_LETTERS)))
+        if self._now >= self._list_logs_at:
+            self._list_logs_at = self._now + _LOGS_EVERY
+            for table in STAGED:
+                entries = metrics.TABLE_LOG.labels(table=table.path)
+                with self._asking("lake", f"log of {table.path}", entries):
+                    self._open(table)  # in a round in which the lake does not answer, nobody waits for it again
+                    entries.set(log_entries(self._lake, table))
+
+    def _look_at_readers(self, table: Table) -> None:
+        readers = READERS.get(table.path, ())
+        if readers:
+            unread = metrics.TABLE_UNREAD.labels(table=table.path)
+            with self._asking("lake", f"readers of {table.path}", unread):
+                read = [progress(self._open(reader.table), reader.app_id) for reader in readers]
+                unread.set(min(-1 if version is None else version for version in read) + 1)
+
+    def _judge_quality(self, silver: int | None, quarantine: int | None, dead: int | None) -> None:
+        """Of what was added to the tables lately."""
+        metrics.QUALITY.set(math.nan)
+        metrics.DEAD_SHARE.set(math.nan)
+        if silver is None or quarantine is None or dead is None:
+            return
+        added = (silver, quarantine, dead)
+        if self._counts and any(now < then for now, then in zip(added, self._counts[-1][1:], strict=True)):
+            self._counts.clear()  # rows went (expiry, a rebuild): differences say nothing
+        self._counts.append((self._now, *added))
+        while self._now - self._counts[0][0] > _COUNTED:
+            self._counts.popleft()
+        good, put_aside, undecoded = (now - then for now, then in zip(added, self._counts[0][1:], strict=True))
+        if came := good + put_aside + undecoded:
+            metrics.QUALITY.set(good / came)
+            metrics.DEAD_SHARE.set(undecoded / came)
+
+    def _follow(self, stage: str, position: float, end: float, markers: float = 0) -> None:
+        """Note whether a stage works off what there is."""
+        self._stalls[stage] = seen(self._before.get(stage), position, end, self._now, markers)
+        metrics.STALLED.labels(stage=stage).set(self._stalls[stage].seconds(self._now))
+
+    def _listen(self, now: datetime) -> None:
+        gauges = {kind: metrics.SILENT.labels(sensor_type=kind) for kind in sorted(self._registry.sensor_types)}
+        with self._asking("lake", "silent sensors", *gauges.values(), metrics.SILVER_P95):
+            self._open(SILVER_READINGS)
+            known = self._ear.listen(now)
+            p95_s = self._ear.p95_s
+            metrics.SILVER_P95.set(math.nan if p95_s is None else p95_s)
+            flows = all(
+                each in self._stalls and self._stalls[each].seconds(now) <= STALLED_S for each in _BEFORE_SILVER
+            )
+            found = silent(known, self._registry, now, self._settings.detect.dropout_after)
+            counts = dict(found.group_by("sensor_type").len().iter_rows())
+            for kind, gauge in gauges.items():
+                gauge.set(counts.get(kind, 0) if flows else math.nan)
+
+    def _note_breaches(self, now: datetime) -> None:
+        judged = list(verdicts(measured(own()), self._settings.objectives))
+        for verdict in judged:
+            kept = verdict.kept
+            metrics.BREACHED.labels(objective=verdict.objective).set(math.nan if kept is None else not kept)
+        if self._recorder is None:
+            return
+        with self._asking("lake", "breaches"):
+            if not self._answered.get("lake", True):
+                raise Unreachable("the lake has not answered in this round")
+            self._recorder.note(judged, now)
 
     def _count_unregistered(self, now: datetime) -> None:
         with self._asking("lake", "unregistered sensors", metrics.UNREGISTERED):
@@ -186,9 +284,13 @@ class Monitor:
                 metrics.TOPIC_END.labels(**place).set(end)
         for stage, topic in GROUPS:
             self._ask_group(stage, topic, watermarks)
-        with self._asking(None, "lag of bronze", *self._each(metrics.LAG, stage="bronze")):
-            for partition, left in self._left_of_bronze(watermarks).items():
+        gauges = [*self._each(metrics.LAG, stage="bronze"), metrics.STALLED.labels(stage="bronze")]
+        with self._asking(None, "lag of bronze", *gauges):
+            lefts = self._left_of_bronze(watermarks)
+            for partition, left in lefts.items():
                 metrics.LAG.labels(stage="bronze", partition=str(partition)).set(left)
+            end = sum(end for topic in SINKS for _, end in watermarks[topic].values())
+            self._follow("bronze", end - sum(lefts.values()), end, 2 * self._partitions * len(SINKS))
 
     def _each(self, gauge: Gauge, **labels: str) -> list[Gauge]:
         """The gauge of every partition."""
@@ -199,7 +301,7 @@ class Monitor:
         labels = {"consumergroup": group, "topic": kafka.topic(self._settings, topic)}
         gauges = self._each(metrics.GROUP_LAG, **labels) + self._each(metrics.GROUP_OFFSET, **labels)
         if stage in STREAMS:
-            gauges += self._each(metrics.LAG, stage=stage)
+            gauges += [*self._each(metrics.LAG, stage=stage), metrics.STALLED.labels(stage=stage)]
         with self._asking("kafka", f"lag of {stage} on {topic}", *gauges):
             known = _known(watermarks, topic)
             at = offsets.committed(self._settings, group, topic)
@@ -208,6 +310,9 @@ class Monitor:
                 metrics.GROUP_OFFSET.labels(**labels, partition=str(partition)).set(at.get(partition, math.nan))
                 if stage in STREAMS:
                     metrics.LAG.labels(stage=stage, partition=str(partition)).set(left)
+            if stage in STREAMS:
+                end = sum(end for _, end in known.values())
+                self._follow(stage, end - sum(_left(known, at).values()), end, 2 * len(known))
 
     def _left_of_bronze(self, watermarks: Watermarks) -> dict[int, int]:
         left: dict[int, int] = {}
@@ -223,17 +328,19 @@ class Monitor:
         freshness, age = (each.labels(layer="warehouse") for each in (metrics.FRESHNESS, metrics.COMMIT_AGE))
         lag = metrics.LAG.labels(stage="load", partition="all")
         if now >= self._ask_warehouse_at:
-            with self._asking("warehouse", "warehouse", freshness, age, lag):
+            with self._asking("warehouse", "warehouse", freshness, age, lag, metrics.STALLED.labels(stage="load")):
                 self._loaded, self._newest = self._warehouse.loaded(FACTS[0]), self._warehouse.newest(FACTS[0])
                 self._ask_warehouse_at = now + timedelta(seconds=self._settings.monitor.warehouse_interval_s)
         if now >= self._ask_warehouse_at:  # it did not answer: again in the next round
             return
         for gauge, moment in zip((freshness, age), self._newest, strict=True):
             gauge.set(_since(moment, now))
-        with self._asking("lake", "lag of load", lag):
+        with self._asking("lake", "lag of load", lag, metrics.STALLED.labels(stage="load")):
             gold, shown = self._open(GOLD_SENSOR_5MIN), self._loaded
             same = shown is not None and shown.table_id == str(gold.metadata().id)
-            lag.set(gold.version() - shown.version if same and shown is not None else gold.version())
+            done = shown.version if same and shown is not None else 0
+            lag.set(gold.version() - done)
+            self._follow("load", done, gold.version())
 
     @contextmanager
     def _asking(self, system: str | None, what: str, *gauges: Gauge) -> Iterator[None]:

@@ -5,13 +5,14 @@ import math
 import time
 import urllib.request
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import msgspec
 import polars as pl
 import psycopg
 from confluent_kafka import TopicPartition
+from prometheus_client import REGISTRY, Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from contracts.tables import (
@@ -157,8 +158,17 @@ def scrape(host: str, port: int) -> Samples | None:
             text = answer.read().decode()
     except (OSError, http.client.HTTPException):
         return None
+    return _by_name(text_string_to_metric_families(text))
+
+
+def own() -> Samples:
+    """What this process would serve at /metrics."""
+    return _by_name(REGISTRY.collect())
+
+
+def _by_name(families: Iterable[Metric]) -> Samples:
     samples: Samples = {}
-    for family in text_string_to_metric_families(text):
+    for family in families:
         for sample in family.samples:
             samples.setdefault(sample.name, []).append((dict(sample.labels), sample.value))
     return samples

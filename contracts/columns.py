@@ -10,6 +10,8 @@ CANONICAL = {"unit": "canonical"}
 """Metadata of a number in the sensor type's canonical unit."""
 AS_SENT = {"unit": "as sent"}
 """Metadata of a number in the unit that the row says was sent."""
+OF_THE_ROW = {"unit": "as the row says"}
+"""Metadata of a number in the unit that stands beside it."""
 
 UtcTime = Annotated[pl.Datetime, "us", "UTC"]
 Texts = Annotated[pl.List, pl.String]

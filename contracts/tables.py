@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from contracts.columns import AS_SENT, CANONICAL, WINDOW, Texts, UtcTime, day_of, rule
+from contracts.columns import AS_SENT, CANONICAL, OF_THE_ROW, WINDOW, Texts, UtcTime, day_of, rule
 from contracts.gold import GoldDailySummary, GoldLocationHourly, GoldSensor5Min
 from contracts.validation import PolarsData, pa
 from contracts.wire import DROPOUT, Reason
@@ -256,6 +256,32 @@ class QualityChecks(pa.DataFrameModel):
         strict = True
 
 
+class QualityBreaches(pa.DataFrameModel):
+    """A note about a breach of an objective: it began, got worse or ended; the newest note tells how it stands."""
+
+    objective: str = pa.Field(
+        str_length={"min_value": 1}, description="The objective, as the recording rules call it"
+    )
+    started_at: UtcTime = pa.Field(description="When monitor first saw it broken")
+    noted_at: UtcTime = pa.Field(description="When this was noted")
+    ended_at: UtcTime = pa.Field(nullable=True, description="When it was first kept again; null: not yet")
+    worst: float = pa.Field(description="Worst value up to then, in `unit`", metadata=OF_THE_ROW)
+    limit: float = pa.Field(description="What was promised, in `unit`", metadata=OF_THE_ROW)
+    unit: str = pa.Field(isin=["s", "messages", "1"], description="Of worst and limit; 1: a share")
+    start_date: pl.Date = pa.Field(description="UTC day of started_at; partition column")
+
+    times_in_order = rule(
+        "times_in_order",
+        "started_at <= ended_at <= noted_at.",
+        (pl.col("started_at") <= pl.col("ended_at").fill_null(pl.col("noted_at")))
+        & (pl.col("ended_at").fill_null(pl.col("started_at")) <= pl.col("noted_at")),
+    )
+    on_its_day = day_of("started_at", "start_date")
+
+    class Config:
+        strict = True
+
+
 @dataclass(frozen=True)
 class Table:
     """A Delta table of the lake: `path` below the lake's root, its contract, partition column and row key, by which
@@ -296,6 +322,7 @@ GOLD_DAILY_SUMMARY = Table(
     "gold/daily_summary", GoldDailySummary, "event_date", ("location", "sensor_type", "event_date")
 )
 QUALITY_CHECKS = Table("quality/checks", QualityChecks, "run_date", ("run_at", "table", "check"))
+QUALITY_BREACHES = Table("quality/breaches", QualityBreaches, "start_date", ("objective", "started_at", "noted_at"))
 
 TABLES = (
     BRONZE_READINGS,
@@ -307,4 +334,5 @@ TABLES = (
     GOLD_LOCATION_HOURLY,
     GOLD_DAILY_SUMMARY,
     QUALITY_CHECKS,
+    QUALITY_BREACHES,
 )

@@ -87,6 +87,13 @@ COMMIT_AGE = Gauge("pipeline_commit_age_seconds", "Now less the newest commit; N
 TABLE_FILES = Gauge("pipeline_table_files", "Data files of the newest version of a table", ["table"])
 TABLE_BYTES = Gauge("pipeline_table_bytes", "Bytes of these files in the object store", ["table"])
 TABLE_ROWS = Gauge("pipeline_table_rows", "Rows of the newest version of a table", ["table"])
+TABLE_VERSION = Gauge("pipeline_table_version", "Newest version of a table", ["table"])
+TABLE_UNREAD = Gauge(
+    "pipeline_table_unread_version",
+    "Oldest version that a reader in the lake has yet to read; where all is read, the one to come",
+    ["table"],
+)
+TABLE_LOG = Gauge("pipeline_table_log_entries", "Commits that the log of a table still has", ["table"])
 LAG = Gauge("pipeline_lag", "What a stage has yet to read of its source; NaN: cannot tell", ["stage", "partition"])
 """Offsets, by partition; of silver, gold and load, which have no partitions (label `all`), versions of the source.
 Of bronze the truth, which is in its tables; of ingest and detect what their groups have committed."""
@@ -108,6 +115,28 @@ SENSOR_HEALTH = Gauge(
     "pipeline_sensor_health_ratio",
     "Share of the expected readings of the last full hour that came, silent sensors included; NaN: cannot tell",
 )
+STALLED = Gauge(
+    "pipeline_stalled_seconds",
+    "Since when there has been input that the stage has not touched; 0: it works, or there is none; NaN: cannot tell",
+    ["stage"],
+)
+SILENT = Gauge(
+    "pipeline_silent_sensors",
+    "Sensors that have not sent for longer than detect.dropout_after of their intervals; NaN: cannot tell",
+    ["sensor_type"],
+)
+QUALITY = Gauge(
+    "pipeline_quality_ratio",
+    "Share of the last five minutes' rows, but for copies, that is in Silver; NaN: nothing came, or cannot tell",
+)
+DEAD_SHARE = Gauge(
+    "pipeline_dead_ratio", "Share of dead letters in what came within the last five minutes; NaN as above"
+)
+SILVER_P95 = Gauge(
+    "pipeline_silver_p95_seconds",
+    "From the broker's append time to Silver, 95 % of the last minute's rows; NaN: none, or cannot tell",
+)
+BREACHED = Gauge("pipeline_objective_breached", "1: not kept, 0: kept; NaN: cannot tell", ["objective"])
 UNREGISTERED = Gauge(
     "pipeline_unregistered_sensors",
     "Series in Gold's last hour that the registry does not have; NaN: cannot tell",

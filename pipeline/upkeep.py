@@ -170,12 +170,14 @@ def _committed(lake: Lake, table: DeltaTable, definition: Table, version: int) -
 
 def _shorten_log(lake: Lake, definition: Table) -> int:
     table = lake.open(definition)
-    before = _log_entries(lake, definition)
+    before = log_entries(lake, definition)
     table.create_checkpoint()
     table.cleanup_metadata()
-    return before - _log_entries(lake, definition)
+    return before - log_entries(lake, definition)
 
 
-def _log_entries(lake: Lake, definition: Table) -> int:
-    entries = lake.files().ls(lake.uri(f"{definition.path}/_delta_log"), detail=False)
+def log_entries(lake: Lake, definition: Table) -> int:
+    """Commits that the log of a table still has. Raises as `pipeline.lake.translated` says."""
+    with translated(f"list the log of {lake.uri(definition.path)}"):
+        entries = lake.files().ls(lake.uri(f"{definition.path}/_delta_log"), detail=False)
     return sum(str(entry).endswith(".json") for entry in entries)

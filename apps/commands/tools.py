@@ -46,6 +46,32 @@ def query(
 
 
 @app.command()
+def status(
+    as_json: Json = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every 2 s, until Ctrl-C.")] = False,
+    history: Annotated[
+        bool, typer.Option("--history", help="List breaches of objectives, of the last 7 days.")
+    ] = False,
+    since: Annotated[
+        datetime | None, typer.Option(parser=moment, metavar="TIME", help="With --history: those that began since.")
+    ] = None,
+) -> None:
+    """How is the pipeline? Exit 0: well, 1: breached, 2: cannot tell.
+
+    Systems, stages, lag, objectives, silent sensors, bad data, and what to do next.
+    """
+    settings = tool_settings("status")
+    from apps.status import run, show_history
+
+    if history:
+        show_history(settings, since or moment("7d"), as_json=as_json)
+        return
+    if as_json and watch:
+        raise typer.BadParameter("--json is for one answer: leave out --watch")
+    raise typer.Exit(run(settings, as_json=as_json, watch=watch))
+
+
+@app.command()
 def trace(
     event_id: Annotated[str, typer.Argument(help="As the device gave it.")],
     since: Annotated[

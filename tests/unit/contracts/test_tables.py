@@ -15,7 +15,7 @@ from contracts.tables import TABLES, Table
 from contracts.validation import SchemaErrors, pa
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
-MINUTE, MICROSECOND = timedelta(minutes=1), timedelta(microseconds=1)
+HOUR, MINUTE, MICROSECOND = timedelta(hours=1), timedelta(minutes=1), timedelta(microseconds=1)
 BY_PATH = {table.path: table for table in TABLES}
 
 READING: dict[str, Any] = {
@@ -59,6 +59,10 @@ ROWS: dict[str, dict[str, Any]] = {
         "run_at": NOON, "layer": "silver", "table": "t", "check": "c", "since": NOON, "rows": 0, "failed": 0,
         "run_date": NOON.date(),
     },
+    "quality/breaches": {
+        "objective": "lag", "started_at": NOON, "noted_at": NOON, "ended_at": NOON, "worst": 2.0, "limit": 1.0, "unit": "1",
+        "start_date": NOON.date(),
+    },
 }  # fmt: skip
 """A row that keeps each contract, at the bounds where there are any."""
 
@@ -72,6 +76,7 @@ NULLABLE: dict[str, set[str]] = {
     "gold/location_hourly": {"std", "health_pct"},
     "gold/daily_summary": {"std", "health_pct"},
     "quality/checks": set(),
+    "quality/breaches": {"ended_at"},
 }
 
 Changes = dict[str, Any] | tuple[dict[str, Any], ...]
@@ -185,6 +190,16 @@ BREAKS: dict[str, Cases] = {
         ("row", "no_more_failed_than_rows"): [{"failed": 1}],
     }
     | another_day("run_date"),
+    "quality/breaches": {
+        ("objective", "str_length"): [{"objective": ""}],
+        ("unit", "isin"): [{"unit": "min"}],
+        ("row", "times_in_order"): [
+            {"ended_at": NOON - HOUR},
+            {"ended_at": NOON + HOUR},
+            {"started_at": NOON + HOUR, "ended_at": None},
+        ],
+    }
+    | another_day("start_date"),
 }
 
 KEEPS: dict[str, list[Changes]] = {

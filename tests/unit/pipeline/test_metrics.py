@@ -5,7 +5,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from pipeline import metrics
 
 ALLOWED_LABELS = {"stage", "outcome", "reason", "rule", "table", "layer", "partition", "check", "field", "result"}
-ALLOWED_LABELS |= {"sensor_type", "kind", "system", "consumergroup", "topic"}
+ALLOWED_LABELS |= {"sensor_type", "kind", "system", "consumergroup", "topic", "objective"}
 
 
 def of_ours() -> dict[str, MetricWrapperBase]:

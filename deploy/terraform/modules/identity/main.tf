@@ -48,11 +48,12 @@ locals {
       asks = [
         "sensors.raw", "sensors.readings", "sensors.raw.dlq", "sensors.raw.replays", "sensors.anomalies", "sensors.windows",
       ]
-      lake_reads = ["bronze", "silver", "gold"]
-      warehouse  = true
+      lake_reads  = ["bronze", "silver", "gold", "quality"]
+      lake_writes = ["quality"]
+      warehouse   = true
     }
     dashboard = {
-      lake_reads = ["bronze", "silver", "gold"]
+      lake_reads = ["bronze", "silver", "gold", "quality"]
     }
     setup = {
       creates = ["sensors.*"]

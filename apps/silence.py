@@ -1,0 +1,70 @@
+"""Who was heard when, followed in Silver: what is new since the last look, and before that, Gold."""
+
+from datetime import UTC, datetime, timedelta
+
+import polars as pl
+
+from contracts.tables import GOLD_SENSOR_5MIN, SILVER_READINGS
+from pipeline.lake import Lake, translated
+from pipeline.layout import scan
+from pipeline.silence import HEARD, REMEMBERED, heard
+
+_BY_READING = timedelta(minutes=15)
+"""So far back each reading is looked at; before that, windows."""
+_WINDOW = timedelta(minutes=5)
+_RECENT = timedelta(minutes=1)
+_DAY = timedelta(days=1)
+
+
+class Ear:
+    """Listens. Costs what is new."""
+
+    def __init__(self, lake: Lake) -> None:
+        self._lake = lake
+        self._known: pl.DataFrame | None = None
+        self._taken = datetime.min.replace(tzinfo=UTC)
+        """processing_timestamp up to which Silver is known."""
+        self._late: list[tuple[datetime, int, float]] = []
+        """When looked, rows, and their p95 in seconds."""
+
+    def listen(self, now: datetime) -> pl.DataFrame:
+        """HEARD of all series of the last day. Raises as the lake does; the next call takes up what this missed."""
+        known, taken = self._known, self._taken
+        if known is None:
+            taken = now - _BY_READING
+            known = self._windows(now)
+        rows = scan(self._lake.open(SILVER_READINGS)).filter(
+            pl.col("event_date") >= (now - _DAY).date(), pl.col("processing_timestamp") > taken
+        )
+        late = (pl.col("processing_timestamp") - pl.col("raw_timestamp")).dt.total_microseconds() / 1e6
+        fresh = pl.col("processing_timestamp") > now - _RECENT
+        with translated("read who was heard in silver/readings"):
+            new = rows.select(
+                *HEARD.names()[:3], "timestamp", "processing_timestamp", late=late, fresh=fresh
+            ).collect()
+        self._late = [each for each in self._late if each[0] > now - _RECENT]
+        if not new.is_empty():
+            recent = new.filter("fresh")["late"]
+            if len(recent):
+                self._late.append((now, len(recent), float(recent.quantile(0.95, "linear") or 0.0)))
+            taken = new["processing_timestamp"].max()  # type: ignore[assignment]
+        known = heard(known, new.rename({"timestamp": "newest"})).filter(pl.col("newest") >= now - REMEMBERED)
+        self._known, self._taken = known, taken
+        return known
+
+    @property
+    def p95_s(self) -> float | None:
+        """Of the looks of the last minute, the one whose 95th percentile is the longest; None: nothing came."""
+        return max((p95 for _, _, p95 in self._late), default=None)
+
+    def _windows(self, now: datetime) -> pl.DataFrame:
+        """By windows that are over: a reading may have come up to their end."""
+        since, until = now - REMEMBERED, now - _BY_READING - _WINDOW
+        rows = scan(self._lake.open(GOLD_SENSOR_5MIN)).filter(
+            pl.col("event_date") >= since.date(), pl.col("window_start").is_between(since, until)
+        )
+        with translated("read who was heard in gold/sensor_5min"):
+            found = rows.group_by("sensor_id", "sensor_type").agg(
+                pl.col("location").sort_by("window_start").last(), newest=pl.col("window_start").max() + _WINDOW
+            )
+            return found.select(HEARD.names()).collect(engine="streaming")

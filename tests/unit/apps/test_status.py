@@ -1,0 +1,170 @@
+"""status and monitor over a lake on disk; broker and warehouse are away, or metrics are given."""
+
+import json
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from apps.breaches import Recorder, breaches
+from apps.monitor import Monitor
+from apps.silence import Ear
+from apps.status import Observer, show_history, told_by
+from apps.vitals import own
+from pipeline.errors import PipelineError
+from pipeline.fleet import Fleet
+from pipeline.lake import Lake
+from pipeline.objectives import Verdict
+from pipeline.settings import Settings
+from pipeline.stage import PORTS
+from pipeline.status import Samples, StageFacts
+from tests.fleet_lake import FleetLake
+
+SENSORS = 8
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, datetime]:
+    """Ten minutes of a fleet that ended just now: settings of the lake, and the end."""
+    root = tmp_path_factory.mktemp("lake")
+    settings = Settings.model_validate(
+        {
+            "lake": {"uri": str(root)},
+            "kafka": {"bootstrap_servers": "127.0.0.1:1", "timeout_s": 0.2},
+            "warehouse": {"port": 1, "timeout_s": 1},
+            "observability": {"port": 0},
+        }
+    )
+    now = datetime.now(UTC)
+    FleetLake(settings).fill(Fleet(sensors=SENSORS, seed=1), now - timedelta(minutes=2), now, interval_s=5.0)
+    return settings, now
+
+
+def test_the_ear_hears_each_sensor_and_takes_up_only_what_is_new(world: tuple[Settings, datetime]) -> None:
+    settings, now = world
+    ear = Ear(Lake(settings.lake))
+    first = ear.listen(now + timedelta(seconds=5))
+    assert len(first) == SENSORS
+    assert first["newest"].max() > now - timedelta(seconds=10)
+    assert ear.p95_s is not None
+    again = ear.listen(now + timedelta(seconds=6))
+    assert again.sort("sensor_id").equals(first.sort("sensor_id"))
+
+
+def test_without_broker_warehouse_and_monitor_nothing_is_made_up(world: tuple[Settings, datetime]) -> None:
+    settings, now = world
+    observer = Observer(settings)
+    status = observer.look(now)
+    marks = {(line.part, line.what): line.mark for line in status.lines}
+    assert marks["system", "kafka"] == marks["system", "warehouse"] == "breached"
+    assert marks["system", "lake"] == "ok"
+    assert marks["stage", "monitor"] == "breached"
+    assert marks["stage", "ingest"] == marks["objective", "lag"] == marks["sensors", "silent"] == "unknown"
+    assert marks["objective", "freshness of bronze"] == "ok"
+    assert marks["objective", "freshness of warehouse"] == "unknown"
+    assert status.exit_code == 1
+    assert breaches(Lake(settings.lake)) == []  # who only looks writes nothing
+
+
+def served(**silent: float) -> Samples:
+    """What a monitor serves that sees nothing wrong."""
+    return {
+        "pipeline_ready": [({"stage": "monitor"}, 1.0)],
+        "pipeline_loop_still_seconds": [({"stage": "monitor"}, 0.2)],
+        "pipeline_system_up": [({"system": name}, 1.0) for name in ("kafka", "lake", "warehouse")],
+        "pipeline_stalled_seconds": [({"stage": name}, 0.0) for name in PORTS],
+        "pipeline_table_rows": [({"table": name}, 0.0) for name in ("bronze/dead_letters", "silver/quarantine")],
+        "pipeline_silent_sensors": [({"sensor_type": name}, count) for name, count in silent.items()],
+    }
+
+
+def test_what_monitor_counts_as_silent_is_named(world: tuple[Settings, datetime]) -> None:
+    settings, now = world
+    observer = Observer(settings)
+    said = {name: told_by(name, {"pipeline_ready": [({"stage": name}, 1.0)]}) for name in PORTS}
+    assert observer.facts(served(temperature=0.0), said, now).silent == []
+    assert observer.facts(served(temperature=float("nan")), said, now).silent is None
+    later = now + timedelta(hours=1)
+    named = observer.facts(served(temperature=2.0), said, later).silent
+    assert named is not None
+    assert len(named) == SENSORS
+    assert 3200 < (named[0].for_s or 0) < 3700  # of what is older than 15 minutes, the window's end is known
+
+
+def test_a_monitor_at_another_address_speaks_for_itself(world: tuple[Settings, datetime]) -> None:
+    settings, now = world
+    facts = Observer(settings).facts(served(), {"monitor": StageFacts(answers=None)}, now)
+    assert facts.stages["monitor"] == StageFacts(answers=True, ready=True, still_s=0.2, stalled_s=None)
+
+
+def lag(value: float) -> list[Verdict]:
+    return [Verdict("lag", value, 100.0, "messages")]
+
+
+def test_an_open_breach_is_continued_by_the_next_process_and_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = Settings.model_validate({"lake": {"uri": str(tmp_path)}})
+    lake, start = Lake(settings.lake), datetime(2026, 3, 1, tzinfo=UTC)
+    assert breaches(lake) == []
+    show_history(settings, start, as_json=False)
+    assert "No breach since 2026-03-01" in capsys.readouterr().out
+    Recorder(lake).note(lag(150), start)
+    show_history(settings, start, as_json=False)
+    assert "open" in capsys.readouterr().out
+    Recorder(lake).note(lag(90), start + timedelta(minutes=3))
+    show_history(settings, start, as_json=True)
+    (shown,) = json.loads(capsys.readouterr().out)["breaches"]
+    assert (shown["started_at"], shown["ended_at"]) == ("2026-03-01T00:00:00+00:00", "2026-03-01T00:03:00+00:00")
+    assert (shown["worst"], shown["limit"]) == (150.0, 100.0)
+
+
+def test_what_the_store_does_not_take_is_written_when_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake, start = (
+        Lake(Settings.model_validate({"lake": {"uri": str(tmp_path)}}).lake),
+        datetime(2026, 3, 1, tzinfo=UTC),
+    )
+    recorder = Recorder(lake)
+    recorder.note(lag(10), start)
+    with monkeypatch.context() as patched:
+        patched.setattr(lake, "ensure", _away)
+        with pytest.raises(PipelineError):
+            recorder.note(lag(150), start + timedelta(seconds=5))
+        with pytest.raises(PipelineError):
+            recorder.note(lag(50), start + timedelta(seconds=10))
+    recorder.note(lag(50), start + timedelta(seconds=15))
+    (breach,) = breaches(lake)
+    assert breach.started_at == start + timedelta(seconds=5)
+    assert breach.ended_at == start + timedelta(seconds=10)
+
+
+def _away(_table: object) -> None:
+    raise PipelineError("the store is away")
+
+
+def test_monitor_notes_breaches_and_judges_quality_by_what_came(world: tuple[Settings, datetime]) -> None:
+    settings, now = world
+    fleet = FleetLake(settings)
+    with closing(Monitor(settings)) as monitor:
+        monitor.measure(now + timedelta(hours=1))
+        assert own()["pipeline_quality_ratio"][0][1] != own()["pipeline_quality_ratio"][0][1]  # NaN: nothing came yet
+        fleet._offset = 10_000
+        raw = {"sensor_id": "a", "sensor_type": "temperature", "location": "l", "unit": "degC"}
+        good = [raw | {"event_id": str(n), "timestamp": now.isoformat(), "value": 20.0 + n} for n in range(3)]
+        values = [json.dumps(each).encode() for each in good]
+        fleet.take([*values, b"not json"], [int(now.timestamp() * 1000)] * 4, [None] * 4)
+        fleet.follow()
+        monitor.measure(now + timedelta(hours=1, seconds=5))
+    samples = own()
+    assert samples["pipeline_quality_ratio"][0][1] == 0.75
+    assert samples["pipeline_dead_ratio"][0][1] == 0.25
+    logs = {labels["table"]: value for labels, value in samples["pipeline_table_log_entries"]}
+    assert logs["silver/readings"] >= 1
+    unread = {labels["table"]: value for labels, value in samples["pipeline_table_unread_version"]}
+    versions = {labels["table"]: value for labels, value in samples["pipeline_table_version"]}
+    assert unread["silver/readings"] == versions["silver/readings"] + 1
+    began = {each.objective for each in breaches(Lake(settings.lake))}
+    assert {"freshness of bronze", "freshness of silver", "freshness of gold", "quality", "dead letters"} <= began
