@@ -60,8 +60,8 @@ ROWS: dict[str, dict[str, Any]] = {
         "run_date": NOON.date(),
     },
     "quality/breaches": {
-        "objective": "lag", "started_at": NOON, "noted_at": NOON, "ended_at": NOON, "worst": 2.0, "limit": 1.0, "unit": "1",
-        "start_date": NOON.date(),
+        "objective": "lag", "started_at": NOON, "noted_at": NOON, "ended_at": NOON, "worst": 2.0, "limit": 1.0,
+        "unit": "1", "start_date": NOON.date(),
     },
 }  # fmt: skip
 """A row that keeps each contract, at the bounds where there are any."""
