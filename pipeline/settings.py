@@ -185,6 +185,27 @@ class Monitor(_Group):
     )
 
 
+class Notify(_Group):
+    """Who gets the daily digest. Alerts go through Alertmanager."""
+
+    smtp_host: str | None = Field(None, description="Mail server; None: no mail")
+    smtp_port: PositiveInt = 587
+    smtp_tls: Literal["starttls", "tls", "none"] = "starttls"
+    smtp_user: str | None = None
+    smtp_password: SecretStr | None = None
+    mail_from: str = Field("", description="Sender, as user@example.com")
+    mail_to: str = Field("", description="Recipients, with spaces between them")
+    slack_webhook: SecretStr | None = Field(None, description="Address of an incoming webhook; None: no Slack")
+    dashboard_url: str | None = Field(None, description="Where readers find the dashboard")
+    grafana_url: str | None = Field(None, description="Where readers find Grafana")
+
+    @property
+    def links(self) -> Mapping[str, str]:
+        """Title -> address."""
+        known = {"Dashboard": self.dashboard_url, "Grafana": self.grafana_url}
+        return {title: address for title, address in known.items() if address}
+
+
 class Dashboard(_Group):
     """The Panel app."""
 
@@ -231,6 +252,7 @@ class Settings(BaseSettings):
     observability: Observability = Observability()
     objectives: Objectives = Objectives()
     monitor: Monitor = Monitor()
+    notify: Notify = Notify()
     dashboard: Dashboard = Dashboard()
     registry: Path | None = Field(None, description="Sensor registry (YAML); None: the one that comes along")
     state_dir: Path = Field(Path(".demo/state"), description="Local state of detect; one per replica")

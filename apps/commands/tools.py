@@ -72,6 +72,24 @@ def status(
 
 
 @app.command()
+def digest(
+    day: Annotated[
+        datetime | None, typer.Option("--date", parser=moment, metavar="DAY", help="UTC; default: yesterday.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print it as text, send nothing.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write it as HTML to this file, too.")] = None,
+) -> None:
+    """Send the summary of a day by mail and to Slack.
+
+    Volumes, anomalies, silent sensors, quality, breaches, freshness. Exit 0: every channel took it.
+    """
+    settings = tool_settings("digest")
+    from apps.digest import run
+
+    run(settings, day=day.date() if day else None, dry_run=dry_run, out=out)
+
+
+@app.command()
 def trace(
     event_id: Annotated[str, typer.Argument(help="As the device gave it.")],
     since: Annotated[
