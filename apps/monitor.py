@@ -77,7 +77,8 @@ GROUPS: tuple[tuple[str, str], ...] = (*STREAMS.items(), *(("bronze", topic) for
 _RECENT = timedelta(hours=1)
 """Of Gold's windows, whose sensors are looked up in the registry."""
 
-_COUNTED = timedelta(minutes=5)
+_COUNTED = (BRONZE_READINGS, BRONZE_DEAD_LETTERS, SILVER_READINGS, SILVER_QUARANTINE)
+_COUNTED_FOR = timedelta(minutes=5)
 """What quality is the quality of."""
 _LOGS_EVERY = timedelta(minutes=1)
 """Between two looks at how long the logs are, which is a listing of each."""
@@ -125,8 +126,8 @@ class Monitor:
         self._stalls: dict[str, Stall] = {}
         """Of this round: a stage of which nobody can tell is not in it."""
         self._before = self._stalls
-        self._counts: deque[tuple[datetime, int, int, int]] = deque()
-        """When, and the rows of Silver, quarantine and dead letters then."""
+        self._counts: deque[tuple[datetime, list[int]]] = deque()
+        """When, and the rows of _COUNTED then."""
 
     def close(self) -> None:
         """Let go of the warehouse."""
@@ -184,7 +185,7 @@ class Monitor:
                 for gauge, size in zip(gauges, sizes, strict=True):
                     gauge.set(size)
             self._look_at_readers(table)
-        self._judge_quality(*(rows.get(each) for each in (SILVER_READINGS, SILVER_QUARANTINE, BRONZE_DEAD_LETTERS)))
+        self._judge_quality(rows)
         if self._now >= self._list_logs_at:
             self._list_logs_at = self._now + _LOGS_EVERY
             for table in STAGED:
@@ -201,22 +202,23 @@ class Monitor:
                 read = [progress(self._open(reader.table), reader.app_id) for reader in readers]
                 unread.set(min(-1 if version is None else version for version in read) + 1)
 
-    def _judge_quality(self, silver: int | None, quarantine: int | None, dead: int | None) -> None:
-        """Of what was added to the tables lately."""
+    def _judge_quality(self, rows: Mapping[Table, int]) -> None:
+        """Of what was added lately. Bronze and Silver each have their own share: behind is not bad."""
         metrics.QUALITY.set(math.nan)
         metrics.DEAD_SHARE.set(math.nan)
-        if silver is None or quarantine is None or dead is None:
+        if any(table not in rows for table in _COUNTED):
             return
-        added = (silver, quarantine, dead)
-        if self._counts and any(now < then for now, then in zip(added, self._counts[-1][1:], strict=True)):
+        now = [rows[table] for table in _COUNTED]
+        if self._counts and any(new < old for new, old in zip(now, self._counts[-1][1], strict=True)):
             self._counts.clear()  # rows went (expiry, a rebuild): differences say nothing
-        self._counts.append((self._now, *added))
-        while self._now - self._counts[0][0] > _COUNTED:
+        self._counts.append((self._now, now))
+        while self._now - self._counts[0][0] > _COUNTED_FOR:
             self._counts.popleft()
-        good, put_aside, undecoded = (now - then for now, then in zip(added, self._counts[0][1:], strict=True))
-        if came := good + put_aside + undecoded:
-            metrics.QUALITY.set(good / came)
-            metrics.DEAD_SHARE.set(undecoded / came)
+        read, dead, good, refused = (new - old for new, old in zip(now, self._counts[0][1], strict=True))
+        if read + dead:
+            metrics.DEAD_SHARE.set(dead / (read + dead))
+        if read + dead and good + refused:
+            metrics.QUALITY.set(read / (read + dead) * good / (good + refused))
 
     def _follow(self, stage: str, position: float, end: float, markers: float = 0) -> None:
         """Note whether a stage works off what there is."""
@@ -372,8 +374,8 @@ def _known(watermarks: Watermarks, topic: str) -> Mapping[int, tuple[int, int]]:
 
 
 def _left(watermarks: Mapping[int, tuple[int, int]], at: Mapping[int, int]) -> dict[int, int]:
-    """Offsets from a position (absent: the oldest message) to the end, by partition."""
-    return {partition: end - max(at.get(partition, 0), low) for partition, (low, end) in watermarks.items()}
+    """Offsets from a position (absent: the oldest message) to the end, which it may have passed meanwhile."""
+    return {partition: max(0, end - max(at.get(partition, 0), low)) for partition, (low, end) in watermarks.items()}
 
 
 def _since(moment: datetime | None, now: datetime) -> float:

@@ -41,12 +41,13 @@ from pipeline.status import (
 )
 
 _EVERY_S = 2.0
+_WIDE = 200
 _STYLES: Mapping[Mark, str] = {"ok": "green", "breached": "bold red", "unknown": "yellow", "idle": "dim"}
 
 
 def run(settings: Settings, *, as_json: bool, watch: bool) -> int:
     """Print it, once or again and again; the exit code of the last one."""
-    observer, console = Observer(settings), Console()
+    observer, console = Observer(settings), _console()
     found = observer.look(datetime.now(UTC))
     if as_json:
         lines = [asdict(line) for line in found.lines]
@@ -63,6 +64,12 @@ def run(settings: Settings, *, as_json: bool, watch: bool) -> int:
             except KeyboardInterrupt:
                 pass  # the way to end it
     return found.exit_code
+
+
+def _console() -> Console:
+    """Whoever reads it from a pipe or a file has lines as long as they are."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_WIDE)
 
 
 class Observer:
@@ -180,4 +187,4 @@ def show_history(settings: Settings, since: datetime, *, as_json: bool) -> None:
         until = f"{each.ended_at:%Y-%m-%d %H:%M:%S}" if each.ended_at else "open"
         worst, limit = (figure(value, each.unit) for value in (each.worst, each.limit))
         table.add_row(each.objective, f"{each.started_at:%Y-%m-%d %H:%M:%S}", until, lasted, worst, limit)
-    Console().print(table if found else f"No breach since {since:%Y-%m-%d %H:%M:%S} UTC.")
+    _console().print(table if found else f"No breach since {since:%Y-%m-%d %H:%M:%S} UTC.")

@@ -127,7 +127,7 @@ SILENT = Gauge(
 )
 QUALITY = Gauge(
     "pipeline_quality_ratio",
-    "Share of the last five minutes' rows, but for copies, that is in Silver; NaN: nothing came, or cannot tell",
+    "Share that was neither dead nor quarantined within five minutes; NaN: nothing came, or cannot tell",
 )
 DEAD_SHARE = Gauge(
     "pipeline_dead_ratio", "Share of dead letters in what came within the last five minutes; NaN as above"

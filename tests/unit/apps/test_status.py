@@ -1,6 +1,7 @@
 """status and monitor over a lake on disk; broker and warehouse are away, or metrics are given."""
 
 import json
+import math
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -34,6 +35,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, datetime]
             "kafka": {"bootstrap_servers": "127.0.0.1:1", "timeout_s": 0.2},
             "warehouse": {"port": 1, "timeout_s": 1},
             "observability": {"port": 0},
+            "dashboard": {"monitor": "127.0.0.1:1"},
         }
     )
     now = datetime.now(UTC)
@@ -150,7 +152,7 @@ def test_monitor_notes_breaches_and_judges_quality_by_what_came(world: tuple[Set
     fleet = FleetLake(settings)
     with closing(Monitor(settings)) as monitor:
         monitor.measure(now + timedelta(hours=1))
-        assert own()["pipeline_quality_ratio"][0][1] != own()["pipeline_quality_ratio"][0][1]  # NaN: nothing came yet
+        assert math.isnan(own()["pipeline_quality_ratio"][0][1])  # nothing came yet
         fleet._offset = 10_000
         raw = {"sensor_id": "a", "sensor_type": "temperature", "location": "l", "unit": "degC"}
         good = [raw | {"event_id": str(n), "timestamp": now.isoformat(), "value": 20.0 + n} for n in range(3)]
@@ -158,7 +160,14 @@ def test_monitor_notes_breaches_and_judges_quality_by_what_came(world: tuple[Set
         fleet.take([*values, b"not json"], [int(now.timestamp() * 1000)] * 4, [None] * 4)
         fleet.follow()
         monitor.measure(now + timedelta(hours=1, seconds=5))
-    samples = own()
+        samples = own()
+        fleet.take([*values, b"not json"], [int(now.timestamp() * 1000)] * 4, [None] * 4)
+        monitor.measure(now + timedelta(hours=1, seconds=10))
+        behind = own()  # Silver has yet to read it: that is no lack of quality
+        monitor.measure(now + timedelta(hours=1, minutes=20))
+        still = own()
+    assert behind["pipeline_quality_ratio"][0][1] == 0.75
+    assert math.isnan(still["pipeline_quality_ratio"][0][1])
     assert samples["pipeline_quality_ratio"][0][1] == 0.75
     assert samples["pipeline_dead_ratio"][0][1] == 0.25
     logs = {labels["table"]: value for labels, value in samples["pipeline_table_log_entries"]}
