@@ -177,3 +177,30 @@ def test_monitor_notes_breaches_and_judges_quality_by_what_came(world: tuple[Set
     assert unread["silver/readings"] == versions["silver/readings"] + 1
     began = {each.objective for each in breaches(Lake(settings.lake))}
     assert {"freshness of bronze", "freshness of silver", "freshness of gold", "quality", "dead letters"} <= began
+
+
+def test_monitor_counts_the_silent_while_the_stream_flows_and_nobody_when_it_stands_still(
+    world: tuple[Settings, datetime], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, now = world
+    end = 0
+
+    def watermarks(_settings: Settings, *names: str) -> dict[str, dict[int, tuple[int, int]]]:
+        return {name: {0: (0, end)} for name in names}
+
+    monkeypatch.setattr("apps.monitor.offsets.watermarks", watermarks)
+    monkeypatch.setattr("apps.monitor.offsets.committed", lambda *_: {0: 0})
+
+    def counted(monitor: Monitor, at: datetime) -> float:
+        monitor.measure(at)
+        return sum(value for _, value in own()["pipeline_silent_sensors"])
+
+    FleetLake(settings).follow()
+    with closing(Monitor(settings, record=False)) as monitor:
+        assert counted(monitor, now + timedelta(seconds=5)) == 0
+        assert counted(monitor, now + timedelta(minutes=5)) >= SENSORS
+        end = 1000  # input comes, and nobody commits
+        assert counted(monitor, now + timedelta(minutes=6)) >= SENSORS
+        assert math.isnan(counted(monitor, now + timedelta(minutes=7)))
+    stalled = {labels["stage"]: value for labels, value in own()["pipeline_stalled_seconds"]}
+    assert stalled["ingest"] == 60.0
