@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date, timedelta
 from functools import cache
+from typing import Any
 from uuid import uuid4
 
 import fsspec
 import polars as pl
 import pyarrow as pa
-from aiobotocore.session import AioSession
 from botocore.exceptions import BotoCoreError
 from deltalake import (
     ColumnProperties,
@@ -47,8 +47,12 @@ CONFIGURATION = {
 
 
 @cache
-def _session() -> AioSession:
-    """One for the process: each of its own would read botocore's description of S3 again, half a second of CPU."""
+def _session() -> Any:
+    """An AioSession for the process: each of its own would read botocore's description of S3 again, half a second of
+    CPU. Imported here, for it brings an HTTP client along that most processes never need.
+    """
+    from aiobotocore.session import AioSession
+
     return AioSession()
 
 
