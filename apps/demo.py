@@ -82,10 +82,8 @@ def run(
             except KeyboardInterrupt:
                 return 0
             finally:
-                for number in before:
-                    signal.signal(
-                        number, signal.SIG_IGN
-                    )  # stopping is bounded; a second Ctrl-C would leave it half done
+                for number in before:  # stopping is bounded; a second Ctrl-C would leave it half done
+                    signal.signal(number, signal.SIG_IGN)
                 typer.echo("Stopping ...", err=True)
     finally:
         for number, handler in before.items():
@@ -264,7 +262,7 @@ class _Demo:
         )
 
     def _looks(self) -> Generator["Vitals", None, None]:
-        """How it is, again and again, shown in between."""
+        """How it is, again and again, shown in between. Raises KeyboardInterrupt when asked to stop."""
         self._start(FIRST)
         from apps.screen import screen  # heavy: while the stages start
         from apps.vitals import Observer
@@ -272,12 +270,16 @@ class _Demo:
 
         init(self._settings)
         first_in_gold = False
-        pause = threading.Event()
+        stopping = threading.Event()
         with (
             closing(Observer(self._settings, self._ports)) as observer,
             screen("IoT stream pipeline", self._notes()) as shown,
         ):
-            while True:
+            # From here on Ctrl-C is asked for between two looks: raised within one it may come twice (polars
+            # raises it, and so does Python), the second time in the middle of cleaning up after the first.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, lambda *_: stopping.set())
+            while not stopping.is_set():
                 self._check_alive()
                 vitals = observer.look()
                 shown.show(vitals)
@@ -287,7 +289,8 @@ class _Demo:
                     first_in_gold = True
                     shown.say(f"First readings in Gold after {time.monotonic() - self._started:.1f} s.")
                 yield vitals
-                pause.wait(LOOK_EVERY_S)
+                stopping.wait(LOOK_EVERY_S)
+        raise KeyboardInterrupt
 
     def _start(self, names: Sequence[str]) -> None:
         for name in names:

@@ -59,7 +59,7 @@ def stopped_by(number: signal.Signals, process: subprocess.Popen[bytes]) -> list
     family = psutil.Process(process.pid).children(recursive=True)
     assert len(family) >= len(STAGES)
     process.send_signal(number)
-    process.wait(60)
+    until(lambda: process.poll() is not None, f"the end of the demo after {number.name}", 60)
     _, left = psutil.wait_procs(family, timeout=5)
     return left
 
