@@ -17,6 +17,8 @@ import polars as pl
 import pyarrow as pa
 
 from contracts.registry import Registry
+from contracts.tables import AnomalyRule
+from contracts.wire import DROPOUT
 from pipeline import metrics, statelog
 from pipeline.decode import READING_SCHEMA
 from pipeline.errors import ContractBroken
@@ -93,6 +95,8 @@ class Detector(BaseSink):  # type: ignore[misc]  # Quix has no types
     def connect(self, outlet: Outlet) -> None:
         """Where state and announcements are; before anything else."""
         self._outlet = outlet
+        for rule in (*AnomalyRule, DROPOUT):
+            metrics.ANOMALIES.labels(rule=rule)  # 0 from the start: a rate of what is not there is not 0
 
     def prepare(self) -> None:
         """Have the loops compiled (seconds, the first time on a machine) or loaded, before readings wait for them."""
@@ -183,7 +187,7 @@ class Detector(BaseSink):  # type: ignore[misc]  # Quix has no types
             return
         outlet.windows(windows)
         outlet.dropouts(silent)
-        metrics.ANOMALIES.labels(rule="dropout").inc(len(silent))
+        metrics.ANOMALIES.labels(rule=DROPOUT).inc(len(silent))
         touched = {*sensor_ids, *(each.name[0] for each in silent)}
         for partition, sensors in self._sensors.items():
             if here := [sensor_id for sensor_id in touched if sensor_id in sensors]:

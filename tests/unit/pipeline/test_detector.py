@@ -9,7 +9,7 @@ import pytest
 
 from contracts.registry import load_registry
 from pipeline import detector as module
-from pipeline import statelog
+from pipeline import metrics, statelog
 from pipeline.detector import Detector
 from pipeline.errors import SchemaTooNew, TerminalError
 from pipeline.livewindows import Silence
@@ -98,6 +98,16 @@ def steady(first: int, count: int, sensor: str = "a") -> list[R]:
 
 def spike(number: int, sensor: str = "a") -> R:
     return R(sensor, f"spike-{sensor}{number}", number, 59.0)
+
+
+def test_each_rule_is_counted_from_nothing() -> None:
+    """A panel of dropouts shows 0, not a hole, before the first one."""
+    metrics.ANOMALIES.clear()
+    detector(Checkpoints())
+    samples = metrics.ANOMALIES.collect()[0].samples
+    told = {sample.labels["rule"]: sample.value for sample in samples if sample.name.endswith("_total")}
+    assert told.keys() >= {"zscore", "stuck", "jump", "drift", "dropout"}
+    assert set(told.values()) == {0.0}
 
 
 def test_a_spike_is_announced_with_the_checkpoint_that_has_it() -> None:
