@@ -94,9 +94,11 @@ def dashboard(made: tuple[Settings, FleetLake], tmp_path_factory: pytest.TempPat
     yield from serve(made[0], tmp_path_factory.mktemp("dashboard") / "log")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
-    """Debian's Chromium, without a window."""
+    """Debian's Chromium, without a window. Gone with the last test of this folder: Playwright keeps an event loop
+    running in the main thread, and tests elsewhere want one of their own.
+    """
     if not Path(CHROMIUM).exists():
         pytest.skip(f"there is no {CHROMIUM}: install chromium, or name it in CHROMIUM")
     with sync_playwright() as playwright:
