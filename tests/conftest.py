@@ -54,12 +54,12 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def kafka(services: Path) -> Iterator[str]:
+def kafka(services: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Bootstrap servers of a broker."""
 
     @contextmanager
     def start() -> Iterator[dict[str, str]]:
-        with running_kafka(services / "kafka") as bootstrap_servers:
+        with running_kafka(tmp_path_factory.mktemp("kafka")) as bootstrap_servers:
             yield {"bootstrap_servers": bootstrap_servers}
 
     with shared(services / "kafka", start) as address:
@@ -67,12 +67,12 @@ def kafka(services: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def store(services: Path) -> Iterator[Store]:
+def store(services: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     """An S3 store and its bucket."""
 
     @contextmanager
     def start() -> Iterator[dict[str, str]]:
-        with ObjectStore(services / "store") as service:
+        with ObjectStore(tmp_path_factory.mktemp("store")) as service:
             yield {"endpoint_url": service.endpoint_url, "bucket": service.bucket}
 
     with shared(services / "store", start) as address:
@@ -80,12 +80,12 @@ def store(services: Path) -> Iterator[Store]:
 
 
 @pytest.fixture(scope="session")
-def postgres_port(services: Path) -> Iterator[int]:
+def postgres_port(services: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """Where a PostgreSQL server listens."""
 
     @contextmanager
     def start() -> Iterator[dict[str, str]]:
-        with Postgres(services / "postgres") as service:
+        with Postgres(tmp_path_factory.mktemp("postgres")) as service:
             yield {"port": str(service.port)}
 
     with shared(services / "postgres", start) as address:
