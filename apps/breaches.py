@@ -6,9 +6,9 @@ from datetime import date, datetime
 
 import polars as pl
 
+from apps.keeping import collect
 from contracts.tables import QUALITY_BREACHES
 from pipeline.breaches import Breach, follow, rows, standing
-from pipeline.errors import NotSetUp
 from pipeline.lake import Lake, append, translated
 from pipeline.layout import scan
 from pipeline.objectives import Verdict
@@ -44,10 +44,7 @@ class Recorder:
 
 def breaches(lake: Lake, since: date | None = None) -> list[Breach]:
     """All breaches that began on this day or later, the newest first; none where none was ever noted."""
-    try:
-        table = lake.open(QUALITY_BREACHES)
-    except NotSetUp:
-        return []
-    found = scan(table) if since is None else scan(table).filter(pl.col("start_date") >= since)
-    with translated(f"read {table.table_uri}"):
-        return list(standing(found.collect()))
+    noted = lake.rows(QUALITY_BREACHES)
+    if since is not None:
+        noted = noted.filter(pl.col("start_date") >= since)
+    return list(standing(collect(noted)))

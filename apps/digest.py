@@ -6,13 +6,13 @@ from datetime import UTC, date, datetime, timedelta
 from email.message import EmailMessage
 from email.utils import format_datetime
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import typer
 
 from apps import notify
 from apps.breaches import breaches
+from apps.keeping import collect
 from apps.monitor import LAYERS, newest_commit, newest_event
 from contracts.registry import load_registry
 from contracts.tables import (
@@ -23,17 +23,16 @@ from contracts.tables import (
     SILVER_QUARANTINE,
     Table,
 )
+from pipeline.aggregate import FIVE_MINUTES
 from pipeline.digest import Digest, Group, Hour, Layer, Sensor, slack, subject, text
 from pipeline.digest_page import page
 from pipeline.errors import BadInput, NotSetUp, PipelineError
-from pipeline.lake import Lake, translated
-from pipeline.layout import scan
+from pipeline.lake import Lake
 from pipeline.settings import Settings
 from pipeline.silence import silent
 from pipeline.stage import retrying
 
 _WORST = 10
-_WINDOW = timedelta(minutes=5)
 _DAY = timedelta(days=1)
 
 log = logging.getLogger(__name__)
@@ -116,7 +115,7 @@ def collected(settings: Settings, day: date, now: datetime) -> Digest:
     hourly = _rows(lake, GOLD_LOCATION_HOURLY, day)
     hours = {
         row["hour"].hour: Hour(row["count"], row["anomaly_count"])
-        for row in _all(hourly.group_by("hour").agg(pl.col("count", "anomaly_count").sum()))
+        for row in collect(hourly.group_by("hour").agg(pl.col("count", "anomaly_count").sum())).iter_rows(named=True)
     }
     groups = [
         Group(
@@ -127,18 +126,18 @@ def collected(settings: Settings, day: date, now: datetime) -> Digest:
             row["health_pct"],
             row["sensors_expected"],
         )
-        for row in _all(
+        for row in collect(
             _rows(lake, GOLD_DAILY_SUMMARY, day).sort(
                 "anomaly_count", "location", "sensor_type", descending=[True, False, False]
             )
-        )
+        ).iter_rows(named=True)
     ]
     by_sensor = _rows(lake, GOLD_SENSOR_5MIN, day).group_by("sensor_id", "sensor_type").agg(
         pl.col("location").sort_by("window_start").last(),
         pl.col("count", "anomaly_count").sum(),
-        newest=pl.col("window_start").max() + _WINDOW,
+        newest=pl.col("window_start").max() + FIVE_MINUTES,
     )  # fmt: skip
-    sensors = _collect(by_sensor)
+    sensors = collect(by_sensor)
     worst = sensors.filter(pl.col("anomaly_count") > 0).sort("anomaly_count", "sensor_id", descending=[True, False])
     away = silent(sensors, load_registry(settings.registry), end, settings.detect.dropout_after)
     return Digest(
@@ -167,34 +166,18 @@ def collected(settings: Settings, day: date, now: datetime) -> Digest:
 
 def _dead(lake: Lake, start: datetime, end: datetime) -> dict[str, int]:
     """Dead letters of messages that the broker took on that day; they may have been kept on a later one."""
-    rows = _opened(lake, BRONZE_DEAD_LETTERS).filter(
+    rows = lake.rows(BRONZE_DEAD_LETTERS).filter(
         pl.col("ingest_date") >= start.date(), pl.col("raw_timestamp") >= start, pl.col("raw_timestamp") < end
     )
     return _counts(rows, "reason")
 
 
 def _counts(rows: pl.LazyFrame, column: str) -> dict[str, int]:
-    return dict(_collect(rows.group_by(column).len()).iter_rows())
+    return dict(collect(rows.group_by(column).len()).iter_rows())
 
 
 def _rows(lake: Lake, table: Table, day: date) -> pl.LazyFrame:
-    return _opened(lake, table).filter(pl.col(table.partition_by) == day)
-
-
-def _opened(lake: Lake, table: Table) -> pl.LazyFrame:
-    try:
-        return scan(lake.open(table))
-    except NotSetUp:
-        return pl.LazyFrame(schema=table.schema)
-
-
-def _all(rows: pl.LazyFrame) -> list[dict[str, Any]]:
-    return _collect(rows).to_dicts()
-
-
-def _collect(rows: pl.LazyFrame) -> pl.DataFrame:
-    with translated("read the lake"):
-        return rows.collect(engine="streaming")
+    return lake.rows(table).filter(pl.col(table.partition_by) == day)
 
 
 def _layer(lake: Lake, name: str, table: Table, column: str) -> Layer:

@@ -143,9 +143,7 @@ def _opened(lake: Lake, definition: Table) -> DeltaTable | None:
 
 
 def _rows(lake: Lake, definition: Table, since: date) -> pl.LazyFrame:
-    table = _opened(lake, definition)
-    empty = pl.LazyFrame(schema=definition.schema)
-    return empty if table is None else scan(table).filter(pl.col(definition.partition_by) >= since)
+    return lake.rows(definition).filter(pl.col(definition.partition_by) >= since)
 
 
 def _decoded(lake: Lake, since: date) -> Iterator[Line]:

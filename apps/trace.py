@@ -7,13 +7,15 @@ the end.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 import polars as pl
 import typer
 from psycopg import sql
 
+from apps import bronze
+from apps.keeping import collect
 from contracts.columns import WINDOW
 from contracts.tables import (
     BRONZE_DEAD_LETTERS,
@@ -28,11 +30,10 @@ from contracts.tables import (
 from contracts.warehouse import FACTS, SCHEMA
 from pipeline import kafka, offsets
 from pipeline.errors import ContractBroken, NotSetUp, PipelineError
-from pipeline.lake import Lake, translated
-from pipeline.layout import scan
+from pipeline.lake import Lake
 from pipeline.microbatch import unpack
 from pipeline.settings import Settings
-from pipeline.sink import positions
+from pipeline.sink import Message, positions
 from pipeline.warehouse import Warehouse
 
 Row = dict[str, Any]
@@ -166,7 +167,11 @@ def _fact(warehouse: Warehouse, name: str, key: Row) -> Row | None:
 def _dead(lake: Lake, event_id: str, since: datetime | None) -> Iterator[Trace]:
     names_it = pl.col("value").bin.contains(event_id.encode())
     for row in _rows(lake, BRONZE_DEAD_LETTERS, names_it, _came(since)):
-        yield Trace(_place(row), f"a dead letter: {row['reason']}: {row['message']}", dead_letter=row)
+        yield Trace(_place(row), _refused(row), dead_letter=row)
+
+
+def _refused(row: Row) -> str:
+    return f"a dead letter: {row['reason']}: {row['message']}"
 
 
 def _on_topics(settings: Settings, lake: Lake, event_id: str) -> Iterator[Trace]:
@@ -188,12 +193,8 @@ def _on_topics(settings: Settings, lake: Lake, event_id: str) -> Iterator[Trace]
         settings, kafka.DEAD_LETTERS, _done(settings, lake, kafka.DEAD_LETTERS, BRONZE_DEAD_LETTERS)
     ):
         if text in (message.value() or b""):
-            headers = {name: value.decode() for name, value in message.headers() or () if name.startswith("dlq.")}
-            raw = {"partition": int(headers["dlq.partition"]), "offset": int(headers["dlq.offset"])}
-            yield Trace(
-                raw | {"timestamp": _time(int(headers["dlq.timestamp"]))},
-                f"a dead letter: {headers['dlq.reason']}: {headers['dlq.message']}; Bronze has yet to commit it",
-            )
+            for row in bronze.dead_letters([_whole(message)], datetime.now(UTC)).rows.iter_rows(named=True):
+                yield Trace(_place(row), f"{_refused(row)}; Bronze has yet to commit it")
 
 
 def _behind(settings: Settings, topic: str, at: Mapping[int, int]) -> Iterator[Any]:
@@ -223,12 +224,7 @@ def _names(value: bytes | None, event_id: str) -> bool:
 
 def _rows(lake: Lake, table: Table, *conditions: pl.Expr) -> list[Row]:
     """Rows of a table; none where there is no table."""
-    try:
-        rows = scan(lake.open(table)).filter(*conditions)
-    except NotSetUp:
-        return []
-    with translated(f"read {table.path}"):
-        return rows.collect(engine="streaming").to_dicts()
+    return collect(lake.rows(table).filter(*conditions)).to_dicts()
 
 
 def _came(since: datetime | None) -> pl.Expr:
@@ -241,6 +237,11 @@ def _place(row: Row) -> Row:
 
 def _raw(message: Any) -> Row:
     return {"partition": message.partition(), "offset": message.offset(), "timestamp": _time(message.timestamp()[1])}
+
+
+def _whole(message: Any) -> Message:
+    place, headers = (message.partition(), message.offset()), message.headers() or []
+    return Message(*place, message.key(), message.value(), headers, message.timestamp()[1])
 
 
 def _time(ms: int) -> datetime:

@@ -84,6 +84,13 @@ class Lake:
         layout.require_readable(opened)
         return opened
 
+    def rows(self, table: Table) -> pl.LazyFrame:
+        """The rows of a table at its newest version; none where it has yet to be created. Raises else as `open`."""
+        try:
+            return layout.scan(self.open(table))
+        except NotSetUp:
+            return pl.LazyFrame(schema=table.schema)
+
     def ensure(self, table: Table) -> DeltaTable:
         """Open a table to write it; create it, empty, where it is missing. Two creators at once are one table.
 

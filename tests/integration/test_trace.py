@@ -45,6 +45,9 @@ def test_a_reading_is_found_wherever_it_is(settings: Settings, capsys: pytest.Ca
     (told,) = where(settings, "broken")
     assert told.startswith("a dead letter: not_json")
     assert told.endswith("Bronze has yet to commit it")
+    with kafka.producer(settings) as producer:  # no dead letter of ours
+        producer.produce(kafka.topic(settings, kafka.DEAD_LETTERS), b"good, hot, broken", partition=0)
+    assert where(settings, "broken") == [told]
 
     bronze.run(settings, until_caught_up=True)
     assert where(settings, "good") == ["in Bronze: Silver has yet to take it"] * 2
