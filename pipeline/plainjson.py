@@ -167,20 +167,16 @@ def _read(data: Octets, ends: Ints) -> Any:  # noqa: PLR0912, PLR0915 - one char
     at_us, numbers = np.empty(count, dtype=np.int64), np.empty(count)
     powers = 10.0 ** np.arange(_MOST_DIGITS + 1)
     found = 0
-    place = 0
     for i in range(count):
         place, end = (0 if i == 0 else ends[i - 1]), ends[i]
         seen = 0
-        while place < end and _blank(data[place]):
-            place += 1
+        place = _past_blanks(data, place, end)
         if place == end or data[place] != 123:  # "{"
             continue
         plain = True
         while plain:
             # A name ...
-            place += 1
-            while place < end and _blank(data[place]):
-                place += 1
+            place = _past_blanks(data, place + 1, end)
             name = place + 1
             place = _text_end(data, place, end)
             if place < 0:
@@ -190,14 +186,10 @@ def _read(data: Octets, ends: Ints) -> Any:  # noqa: PLR0912, PLR0915 - one char
                 break
             seen |= 1 << field
             # ... a colon ...
-            place += 1
-            while place < end and _blank(data[place]):
-                place += 1
+            place = _past_blanks(data, place + 1, end)
             if place == end or data[place] != 58:
                 break
-            place += 1
-            while place < end and _blank(data[place]):
-                place += 1
+            place = _past_blanks(data, place + 1, end)
             # ... and a value.
             if field == _VALUE:
                 first = place
@@ -242,14 +234,11 @@ def _read(data: Octets, ends: Ints) -> Any:  # noqa: PLR0912, PLR0915 - one char
                         break
                     starts[field, found], lengths[field, found] = start, place - start
                 place += 1
-            while place < end and _blank(data[place]):
-                place += 1
+            place = _past_blanks(data, place, end)
             if place == end:
                 break
             if data[place] == 125:  # "}"
-                place += 1
-                while place < end and _blank(data[place]):
-                    place += 1
+                place = _past_blanks(data, place + 1, end)
                 if place == end and seen == _ALL:
                     rows[found] = i
                     found += 1
@@ -259,8 +248,10 @@ def _read(data: Octets, ends: Ints) -> Any:  # noqa: PLR0912, PLR0915 - one char
 
 
 @compiled
-def _blank(octet: int) -> bool:  # pragma: no cover
-    return octet in (32, 10, 13, 9)  # " ", "\n", "\r", "\t"
+def _past_blanks(data: Octets, place: int, end: int) -> int:  # pragma: no cover
+    while place < end and data[place] in (32, 10, 13, 9):  # " ", "\n", "\r", "\t"
+        place += 1
+    return place
 
 
 @compiled

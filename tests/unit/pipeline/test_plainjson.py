@@ -10,16 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.plainjson import read_plain
-
-READING = {
-    "event_id": "e-1",
-    "sensor_id": "s-1",
-    "sensor_type": "temperature",
-    "location": "hall",
-    "timestamp": "2026-03-01T11:59:58.250Z",
-    "value": 21.5,
-    "unit": "degC",
-}
+from tests.unit.pipeline.test_decode import READING
 
 
 def read(*values: bytes | None) -> dict[int, dict[str, Any]]:
