@@ -154,9 +154,13 @@ class Monitor:
         for system, answered in self._answered.items():
             metrics.SYSTEM_UP.labels(system=system).set(answered)
 
-    def _open(self, table: Table) -> DeltaTable:
+    def _insist_on_lake(self) -> None:
+        """In a round in which it did not answer nobody waits for it again: another wait would be as long."""
         if not self._answered.get("lake", True):
-            raise Unreachable("the lake has not answered in this round")  # another wait would be as long
+            raise Unreachable("the lake has not answered in this round")
+
+    def _open(self, table: Table) -> DeltaTable:
+        self._insist_on_lake()
         if table.path not in self._opened:
             self._opened[table.path] = self._lake.open(table)
         return self._opened[table.path]
@@ -191,7 +195,7 @@ class Monitor:
             for table in STAGED:
                 entries = metrics.TABLE_LOG.labels(table=table.path)
                 with self._asking("lake", f"log of {table.path}", entries):
-                    self._open(table)  # in a round in which the lake does not answer, nobody waits for it again
+                    self._open(table)  # raises where there is none, and where nobody is to wait
                     entries.set(log_entries(self._lake, table))
 
     def _look_at_readers(self, table: Table) -> None:
@@ -248,8 +252,7 @@ class Monitor:
         if self._recorder is None:
             return
         with self._asking("lake", "breaches"):
-            if not self._answered.get("lake", True):
-                raise Unreachable("the lake has not answered in this round")
+            self._insist_on_lake()
             self._recorder.note(judged, now)
 
     def _count_unregistered(self, now: datetime) -> None:

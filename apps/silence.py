@@ -5,13 +5,13 @@ from datetime import UTC, datetime, timedelta
 import polars as pl
 
 from contracts.tables import GOLD_SENSOR_5MIN, SILVER_READINGS
+from pipeline.aggregate import FIVE_MINUTES
 from pipeline.lake import Lake, translated
 from pipeline.layout import scan
 from pipeline.silence import HEARD, REMEMBERED, heard
 
 _BY_READING = timedelta(minutes=15)
 """So far back each reading is looked at; before that, windows."""
-_WINDOW = timedelta(minutes=5)
 _RECENT = timedelta(minutes=1)
 _DAY = timedelta(days=1)
 
@@ -59,12 +59,12 @@ class Ear:
 
     def _windows(self, now: datetime) -> pl.DataFrame:
         """By windows that are over: a reading may have come up to their end."""
-        since, until = now - REMEMBERED, now - _BY_READING - _WINDOW
+        since, until = now - REMEMBERED, now - _BY_READING - FIVE_MINUTES
         rows = scan(self._lake.open(GOLD_SENSOR_5MIN)).filter(
             pl.col("event_date") >= since.date(), pl.col("window_start").is_between(since, until)
         )
         with translated("read who was heard in gold/sensor_5min"):
             found = rows.group_by("sensor_id", "sensor_type").agg(
-                pl.col("location").sort_by("window_start").last(), newest=pl.col("window_start").max() + _WINDOW
+                pl.col("location").sort_by("window_start").last(), newest=pl.col("window_start").max() + FIVE_MINUTES
             )
             return found.select(HEARD.names()).collect(engine="streaming")

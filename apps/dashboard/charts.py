@@ -1,11 +1,10 @@
 """The chart of trends: lines with a band and marks, and below them the number of anomalies."""
 
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from itertools import zip_longest
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 from bokeh.events import RangesUpdate
 from bokeh.models import (
@@ -23,9 +22,11 @@ from apps.dashboard.theme import (
     empty_source,
     fixed_range,
     hover,
+    ms,
     padded_range,
     styled_legend,
     time_figure,
+    times,
 )
 from apps.dashboard.words import number, rule_name, unit_of
 
@@ -44,8 +45,6 @@ STEP = {
 }
 _MINIMAL_MOVE = 0.002
 SETTLES_MS = 250
-
-Floats = npt.NDArray[np.float64]
 
 
 class Lines:
@@ -115,7 +114,7 @@ class Lines:
 
     def draw(self, shown: Shown, sensors: tuple[str, ...]) -> None:
         """Show this."""
-        self._window = _ms(shown.start), _ms(shown.end)
+        self._window = ms(shown.start), ms(shown.end)
         self.plot.x_range.update(start=self._window[0], end=self._window[1])
         self.plot.yaxis.axis_label = unit_of(shown.unit)
         one = len(sensors) == 1
@@ -127,15 +126,15 @@ class Lines:
         columns: dict[str, object] = {
             name: inner[name].to_numpy() if name in inner.columns else [] for name in ("p95", "p99")
         }
-        self._percentiles.data = {"t": _times(inner["start"]), **columns}
+        self._percentiles.data = {"t": times(inner["start"]), **columns}
         for item in self.plot.legend.items:
             item.visible = item.label.value == "anomaly" or not inner.is_empty()
         band = shown.band
         self._band.data = {
-            "t": _times(band["start"]), "low": band["low"].to_numpy(), "high": band["high"].to_numpy(),
+            "t": times(band["start"]), "low": band["low"].to_numpy(), "high": band["high"].to_numpy(),
         }  # fmt: skip
         marks = shown.marks
-        t = _times(marks["timestamp"])
+        t = times(marks["timestamp"])
         colours = dict(zip(sensors, [self._alarm] if one else self.colours, strict=False))
         self._marks.data = {
             "t": t, "t_utc": t, "y": marks["value"].to_numpy(), "sensor": marks["sensor_id"].to_list(),
@@ -151,7 +150,7 @@ class Lines:
             .filter(pl.col("anomaly_count") > 0)
             .sort("start")
         )
-        middle = _times(bars["start"]) + step.total_seconds() * 500
+        middle = times(bars["start"]) + step.total_seconds() * 500
         width = max(step.total_seconds() * 850, (self._window[1] - self._window[0]) / 400)
         self._bars.data = {
             "t": middle, "t_utc": middle, "n": bars["anomaly_count"].to_numpy(), "width": np.full(len(bars), width),
@@ -162,11 +161,15 @@ class Lines:
         self.plot.visible = self.strip.visible = visible
 
     def _moved(self, event: RangesUpdate) -> None:
-        start, end = self._window
-        least = (end - start) * _MINIMAL_MOVE
-        if abs(event.x0 - start) > least or abs(event.x1 - end) > least:
+        if is_move(event, self._window):
             self._window = event.x0, event.x1
             self._zoomed(event)
+
+
+def is_move(event: RangesUpdate, window: tuple[float, float]) -> bool:
+    """Did the viewer move it away from what it shows, rather than Bokeh by a rounding?"""
+    start, end = window
+    return bool(max(abs(event.x0 - start), abs(event.x1 - end)) > (end - start) * _MINIMAL_MOVE)
 
 
 def when_settled(plot: figure, act: Callable[[RangesUpdate], None]) -> None:
@@ -189,7 +192,7 @@ def when_settled(plot: figure, act: Callable[[RangesUpdate], None]) -> None:
 def _line(shown: Shown, sensor: str | None) -> dict[str, object]:
     points = shown.points.filter(pl.col("sensor_id") == (sensor or ""))
     columns = ("avg", "min", "max")
-    t = _times(points["start"])
+    t = times(points["start"])
     values = [points[name].to_numpy() for name in columns]
     more = _more(points)
     if len(t) > 1:
@@ -214,11 +217,3 @@ def _more(points: pl.DataFrame) -> list[str]:
         + ", ".join(f"{name} {number(value, 4)}" for name, value in zip(names, row, strict=True))
         for count, *row in points.select("count", *names).iter_rows()
     ]
-
-
-def _ms(time: datetime) -> float:
-    return time.timestamp() * 1000
-
-
-def _times(times: pl.Series) -> Floats:
-    return (times.dt.epoch("us") / 1000).to_numpy()

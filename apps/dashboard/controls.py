@@ -1,12 +1,14 @@
 """The choice of a range of time, as several pages have it."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import panel as pn
+from bokeh.events import RangesUpdate
 
 from apps.dashboard.frame import widget
-from apps.dashboard.view import SPANS, Range
+from apps.dashboard.view import SPANS, Range, fixed
 
 _OTHER = "zoomed"
 BESIDE_LABELS = (21, 12, 6, 0)
@@ -42,6 +44,10 @@ class RangeControl:
         finally:
             self._setting = False
         self._changed()
+
+    def zoom(self, event: RangesUpdate) -> None:
+        """To what a figure shows since the viewer moved it: that is asked for at its own resolution."""
+        self.set(fixed(*(datetime.fromtimestamp(at / 1000, UTC) for at in (event.x0, event.x1))))
 
     def _pressed(self, event: Any) -> None:
         if self._setting or event.new == _OTHER:

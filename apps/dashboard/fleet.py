@@ -16,8 +16,8 @@ from contracts.tables import (
     SILVER_READINGS,
     Table,
 )
+from pipeline.aggregate import FIVE_MINUTES
 
-WINDOW = timedelta(minutes=5)
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 REPORTING = timedelta(minutes=10)
 """A sensor counts as active while its newest window began no longer ago."""
@@ -75,7 +75,7 @@ class Figures(NamedTuple):
     def health(self) -> float | None:
         """Share of slots with a reading, of the windows of the last hour that have ended, with a minute's grace."""
         ended = self.windows.filter(
-            pl.col("start") > self.at - HOUR - WINDOW, pl.col("start") <= self.at - WINDOW - GRACE
+            pl.col("start") > self.at - HOUR - FIVE_MINUTES, pl.col("start") <= self.at - FIVE_MINUTES - GRACE
         )
         return _ratio(ended, "reported", "expected")
 
@@ -151,11 +151,11 @@ class Fleet:
             series.group_by("location")
             .agg(
                 sensors=pl.col("sensor_id").n_unique(),
-                active=pl.col("sensor_id").filter(start > now - REPORTING - WINDOW).n_unique(),
+                active=pl.col("sensor_id").filter(start > now - REPORTING - FIVE_MINUTES).n_unique(),
                 readings=pl.col("count").filter(hour).sum(),
                 anomalies=pl.col("anomaly_count").filter(hour).sum(),
-                expected=pl.col("expected_count").filter(hour & (start <= now - WINDOW - GRACE)).sum(),
-                reported=pl.col("reported_count").filter(hour & (start <= now - WINDOW - GRACE)).sum(),
+                expected=pl.col("expected_count").filter(hour & (start <= now - FIVE_MINUTES - GRACE)).sum(),
+                reported=pl.col("reported_count").filter(hour & (start <= now - FIVE_MINUTES - GRACE)).sum(),
                 newest=start.max(),
             )
             .sort("location")

@@ -7,11 +7,12 @@ from typing import Any
 import panel as pn
 import polars as pl
 
-from apps.dashboard.fleet import WINDOW, Figures, Fleet
+from apps.dashboard.fleet import Figures, Fleet
 from apps.dashboard.frame import Card, Session, figure_pane, html, note, nothing, show
 from apps.dashboard.stages import Bad, BadData, Lags, Layer, Layers, Proof, Quality
-from apps.dashboard.theme import empty_source, fixed_range, hover, styled_legend, time_figure
+from apps.dashboard.theme import empty_source, fixed_range, hover, ms, styled_legend, time_figure, times
 from apps.dashboard.words import NOTHING, count, duration, esc, number, percent, span
+from pipeline.aggregate import FIVE_MINUTES
 
 MANY_VERSIONS = 100
 """Of its source, that a job may be behind."""
@@ -87,13 +88,11 @@ class Health:
                 show(pane, note(answer, session, now))
 
     def _draw(self, figures: Figures) -> None:
-        rows = figures.windows.filter(pl.col("start") <= figures.at - WINDOW)
-        seconds, length = WINDOW.total_seconds(), WINDOW.total_seconds() * 1000
-        start = (rows["start"].dt.epoch("us") / 1000).to_numpy()
+        rows = figures.windows.filter(pl.col("start") <= figures.at - FIVE_MINUTES)
+        seconds, length = FIVE_MINUTES.total_seconds(), FIVE_MINUTES.total_seconds() * 1000
+        start = times(rows["start"])
         good, bad = (rows["readings"] / seconds).to_numpy(), (rows["bad"] / seconds).to_numpy()
-        self._plot.x_range.update(
-            start=(figures.at - timedelta(days=1)).timestamp() * 1000, end=figures.at.timestamp() * 1000
-        )
+        self._plot.x_range.update(start=ms(figures.at - timedelta(days=1)), end=ms(figures.at))
         self._source.data = {
             "t": start + length / 2, "t_utc": start + length / 2, "good": good, "bad": bad, "came": good + bad,
             "low": good * 0, "width": [length * 0.86] * len(rows),

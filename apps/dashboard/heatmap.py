@@ -21,7 +21,7 @@ from apps.dashboard.controls import BESIDE_LABELS, RangeControl
 from apps.dashboard.frame import Card, Session, figure_pane, html, note, nothing, show, widget
 from apps.dashboard.grid import NAMES, Cells, Grid, Metric
 from apps.dashboard.series import Catalogue
-from apps.dashboard.theme import MAP, empty_source, fixed_range, hover, styled, time_figure
+from apps.dashboard.theme import MAP, empty_source, fixed_range, hover, ms, styled, time_figure, times
 from apps.dashboard.view import fixed, link
 from apps.dashboard.words import count, esc, number, percent, unit_of
 
@@ -156,7 +156,7 @@ class Heatmap:
         if metric is Metric.HEALTH:
             high = 100.0
         self._colours.update(low=low, high=high if high > low else low + 1)
-        start = (rows["start"].dt.epoch("us") / 1000).to_numpy()
+        start = times(rows["start"])
         width = cells.step.total_seconds() * 1000
         middle = start + width / 2
         places = sorted(rows["location"].unique(), reverse=True)
@@ -166,7 +166,7 @@ class Heatmap:
         if by_type:
             plot.x_range.factors = sorted(rows["sensor_type"].unique())
         else:
-            plot.x_range.update(start=cells.start.timestamp() * 1000, end=cells.end.timestamp() * 1000)
+            plot.x_range.update(start=ms(cells.start), end=ms(cells.end))
         kind = self._question().sensor_type
         self._source.selected.indices = []
         self._source.data = {

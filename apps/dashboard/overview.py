@@ -7,12 +7,13 @@ from typing import Any
 import panel as pn
 import polars as pl
 
-from apps.dashboard.fleet import DAY, WINDOW, Feed, Figures, Fleet, Freshness
+from apps.dashboard.fleet import DAY, Feed, Figures, Fleet, Freshness
 from apps.dashboard.frame import Card, Session, figure_pane, html, note, nothing, show
-from apps.dashboard.theme import empty_source, fixed_range, hover, time_figure
+from apps.dashboard.theme import empty_source, fixed_range, hover, ms, time_figure, times
 from apps.dashboard.tiles import kpis, locations
 from apps.dashboard.view import fixed, link
 from apps.dashboard.words import esc, number, rule_name, unit_of
+from pipeline.aggregate import FIVE_MINUTES
 
 _WAITING = nothing("Reading the lake …")
 
@@ -77,9 +78,10 @@ class Overview:
             show(self._feed, note(feed, self._session, now))
 
     def _draw(self, figures: Figures) -> None:
-        rows, length = figures.windows.filter(pl.col("start") <= figures.at - WINDOW), WINDOW.total_seconds()
-        t = ((rows["start"].dt.epoch("us") / 1000) + length * 500).to_numpy()
-        self._readings.x_range.update(start=(figures.at - DAY).timestamp() * 1000, end=figures.at.timestamp() * 1000)
+        rows = figures.windows.filter(pl.col("start") <= figures.at - FIVE_MINUTES)
+        length = FIVE_MINUTES.total_seconds()
+        t = times(rows["start"]) + length * 500
+        self._readings.x_range.update(start=ms(figures.at - DAY), end=ms(figures.at))
         self._source.data = {
             "t": t, "t_utc": t, "rate": (rows["readings"] / length).to_numpy(),
             "anomalies": rows["anomalies"].to_numpy(), "width": [length * 860] * len(rows),

@@ -11,6 +11,7 @@ from apps.dashboard.source import SUMMED, Source
 from apps.dashboard.theme import MOST_SERIES
 from apps.dashboard.view import Range
 from contracts.tables import BRONZE_ANOMALIES, GOLD_SENSOR_5MIN, SILVER_READINGS, Table
+from pipeline.aggregate import FIVE_MINUTES
 
 DAY = timedelta(days=1)
 CATALOGUE_DAYS = 7
@@ -159,7 +160,7 @@ class Series:
         rows = source.rows(
             GOLD_SENSOR_5MIN,
             pl.col("event_date").is_between(start.date(), end.date()),
-            window >= start - timedelta(minutes=5),
+            window >= start - FIVE_MINUTES,
             window < end,
             *self._mine(),
         )

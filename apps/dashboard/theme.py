@@ -5,9 +5,13 @@ Renslow 2018). A state is always a word or a sign, too.
 """
 
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import polars as pl
 from bokeh.models import (
     ColumnDataSource,
     CustomJSHover,
@@ -19,6 +23,8 @@ from bokeh.models import (
 )
 from bokeh.palettes import Cividis256
 from bokeh.plotting import figure
+
+Floats = npt.NDArray[np.float64]
 
 ASSETS = Path(__file__).with_name("assets")
 CONTENT_CSS = (ASSETS / "content.css").read_text(encoding="utf-8")
@@ -141,3 +147,13 @@ def fixed_range(start: float = 0.0, end: float = 1.0) -> Range1d:
 def padded_range() -> DataRange1d:
     """A range of values with some room."""
     return DataRange1d(range_padding=0.08, only_visible=True)
+
+
+def ms(time: datetime) -> float:
+    """A time as figures count it: milliseconds of the epoch."""
+    return time.timestamp() * 1000
+
+
+def times(of: pl.Series) -> Floats:
+    """As `ms`, of a column."""
+    return (of.dt.epoch("us") / 1000).to_numpy()

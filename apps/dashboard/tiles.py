@@ -5,9 +5,10 @@ from typing import Any
 
 import polars as pl
 
-from apps.dashboard.fleet import DAY, HOUR, WINDOW, Figures, Fresh
+from apps.dashboard.fleet import DAY, HOUR, Figures, Fresh
 from apps.dashboard.view import Range, link
 from apps.dashboard.words import NOTHING, count, esc, number, percent, span
+from pipeline.aggregate import FIVE_MINUTES
 from pipeline.settings import Objectives
 
 MANY_ANOMALIES = 0.10
@@ -17,8 +18,8 @@ _SPARK = timedelta(hours=6)
 
 def kpis(figures: Figures, fresh: Fresh | None, goals: Objectives, now: datetime) -> str:
     """The six figures, with what is promised of them."""
-    ended = figures.windows.filter(pl.col("start") <= now - WINDOW, pl.col("start") > now - _SPARK)
-    seconds = WINDOW.total_seconds()
+    ended = figures.windows.filter(pl.col("start") <= now - FIVE_MINUTES, pl.col("start") > now - _SPARK)
+    seconds = FIVE_MINUTES.total_seconds()
     reading = fresh.reading if fresh else None
     age = None if reading is None else max(now - reading, timedelta(0))
     committed = fresh.committed if fresh else None
@@ -120,9 +121,8 @@ def _tile(state: int, row: dict[str, Any], now: datetime) -> str:
     rate = row["anomalies"] / row["readings"] if row["readings"] else None
     health = row["reported"] / row["expected"] if row["expected"] else None
     href = link("trends", Range("24h"), location=row["location"])
-    silent = (
-        f"since {span(now - row['newest'] - WINDOW)}" if not row["active"] else f"{row['active']} of {row['sensors']}"
-    )
+    since = now - row["newest"] - FIVE_MINUTES
+    silent = f"{row['active']} of {row['sensors']}" if row["active"] else f"since {span(since)}"
     return (
         f'<a class="tile {look}" href="{esc(href)}"><span class="top"><b title="{esc(row["location"])}">'
         f'{esc(row["location"])}</b><span class="state {look}">{word}</span></span>'

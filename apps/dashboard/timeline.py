@@ -9,12 +9,12 @@ import polars as pl
 from bokeh.events import RangesUpdate
 from bokeh.models import BoxZoomTool, FactorRange, PanTool, TapTool, WheelZoomTool
 
-from apps.dashboard.charts import Lines, when_settled
+from apps.dashboard.charts import Lines, is_move, when_settled
 from apps.dashboard.controls import RangeControl
 from apps.dashboard.frame import Card, Session, figure_pane, html, note, nothing, show, widget
 from apps.dashboard.incidents import MOST, RULES, Found, Incidents, Severity
 from apps.dashboard.series import Series
-from apps.dashboard.theme import empty_source, fixed_range, hover, styled_legend, time_figure
+from apps.dashboard.theme import empty_source, fixed_range, hover, ms, styled_legend, time_figure, times
 from apps.dashboard.view import fixed, link
 from apps.dashboard.words import count, esc, number, rule_name, unit_of
 
@@ -154,7 +154,7 @@ class Timeline:
         )
 
     def _draw(self, found: Found, head: str) -> None:
-        self._window = found.start.timestamp() * 1000, found.end.timestamp() * 1000
+        self._window = ms(found.start), ms(found.end)
         self._plot.x_range.update(start=self._window[0], end=self._window[1])
         for plot in self._plots:
             plot.visible = bool(found.total)
@@ -181,7 +181,7 @@ class Timeline:
         )
 
     def _dots(self, source: Any, rows: pl.DataFrame) -> None:
-        t = (rows["timestamp"].dt.epoch("us") / 1000).to_numpy()
+        t = times(rows["timestamp"])
         source.data = {
             "t": t, "t_utc": t, "rule": [rule_name(rule) for rule in rows["anomaly_rules"]],
             "sensor": rows["sensor_id"].to_list(), "location": rows["location"].to_list(),
@@ -192,7 +192,7 @@ class Timeline:
 
     def _density(self, lanes: pl.DataFrame, step: timedelta) -> None:
         length = step.total_seconds() * 1000
-        t = (lanes["start"].dt.epoch("us") / 1000 + length / 2).to_numpy()
+        t = times(lanes["start"]) + length / 2
         most = lanes["count"].max()
         strength: object = (0.12 + 0.88 * lanes["count"] / most).to_numpy() if isinstance(most, int) else []
         self._cells.data = {
@@ -209,7 +209,7 @@ class Timeline:
             bottom = [below.get(start, 0) for start in starts]
             top = [low + number_ for low, number_ in zip(bottom, counts, strict=True)]
             below |= dict(zip(starts, top, strict=True))
-            t = [start.timestamp() * 1000 + length / 2 for start in starts]
+            t = [ms(start) + length / 2 for start in starts]
             text = [f"{count(number_)} {each.value}" for number_ in counts]
             self._bars[each].data = {
                 "t": t, "t_utc": t, "n": text, "bottom": bottom, "top": top, "width": [length * 0.9] * len(t),
@@ -283,9 +283,8 @@ class Timeline:
         return chosen
 
     def _moved(self, event: RangesUpdate) -> None:
-        start, end = self._window
-        if max(abs(event.x0 - start), abs(event.x1 - end)) > (end - start) * 0.002:
-            self._range.set(fixed(*(datetime.fromtimestamp(at / 1000, UTC) for at in (event.x0, event.x1))))
+        if is_move(event, self._window):
+            self._range.zoom(event)
 
     def _offer(self, types: Sequence[str], places: Sequence[str]) -> None:
         self._setting = True

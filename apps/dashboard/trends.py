@@ -7,7 +7,6 @@ from typing import Any
 
 import panel as pn
 import polars as pl
-from bokeh.events import RangesUpdate
 
 from apps.dashboard.charts import Lines
 from apps.dashboard.controls import RangeControl
@@ -41,7 +40,7 @@ class Trends:
         )  # fmt: skip
         for box in (self._type_box, self._location_box, self._sensor_box):
             box.param.watch(self._chosen, "value")
-        self._lines = Lines(session.theme, self._zoomed)
+        self._lines = Lines(session.theme, self._range.zoom)
         self._lines.show(visible=False)
         self._about = html()
         self._table = html()
@@ -164,11 +163,6 @@ class Trends:
             self._sensors = ()
         self._offer()
         self._changed()
-
-    def _zoomed(self, event: RangesUpdate) -> None:
-        """The viewer moved the chart: what it shows now is asked for at its own resolution."""
-        start, end = (datetime.fromtimestamp(at / 1000, UTC) for at in (event.x0, event.x1))
-        self._range.set(fixed(start, end))
 
     def _changed(self) -> None:
         self._session.forget("series")
