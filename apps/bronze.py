@@ -7,6 +7,7 @@ commits them, and are decoded there, many at a time.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -40,7 +41,7 @@ def run(settings: Settings, *, until_caught_up: bool = False) -> None:
         retrying(settings, "find the topics", lambda: kafka.require_topics(settings, *topics))
         retrying(settings, "write to the lake", lake.require_conditional_put)
         for flow in FLOWS:
-            retrying(settings, f"compare {flow.topic} with the lake", lambda f=flow: check(settings, lake, f))  # type: ignore[misc]
+            retrying(settings, f"compare {flow.topic} with the lake", partial(check, settings, lake, flow))
         sinks = [flow.sink(settings, lake) for flow in FLOWS]
         done = _Backlog(settings, lake).drained if until_caught_up else lambda: False
         stream.run(_application(settings, stage, sinks), settings, stage, done)

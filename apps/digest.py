@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, timedelta
 from email.message import EmailMessage
 from email.utils import format_datetime
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -61,7 +62,7 @@ def run(settings: Settings, *, day: date | None, dry_run: bool, out: Path | None
     failed: list[PipelineError] = []
     for name, send in channels.items():
         try:
-            retrying(settings, f"send the digest by {name}", lambda send=send: send(digest))  # type: ignore[misc]
+            retrying(settings, f"send the digest by {name}", partial(send, digest))
             typer.echo(f"Sent the digest of {day} by {name}.")
         except PipelineError as error:
             log.error("the digest was not sent by %s: %s", name, error.what)

@@ -4,6 +4,7 @@ hour and every night, the last before stages of a new version start.
 
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import typer
 
@@ -21,7 +22,7 @@ def compact(settings: Settings) -> None:
     """Rewrite the small files of each table's crowded days, and say how many. Raises as `pipeline.upkeep.compact`."""
     lake = Lake(settings.lake)
     for table in _existing(lake):
-        done = retrying(settings, f"compact {table.path}", lambda t=table: upkeep.compact(lake, t))  # type: ignore[misc]
+        done = retrying(settings, f"compact {table.path}", partial(upkeep.compact, lake, table))
         typer.echo(f"{table.path}: {done.files_before} files -> {done.files_after}, in {done.days} days")
 
 
@@ -45,18 +46,19 @@ def vacuum(
     if not without_warehouse:
         with closing(Warehouse(settings.warehouse)) as warehouse:
             for fact in FACTS:
-                shown = retrying(settings, "ask the warehouse how far it is", lambda f=fact: warehouse.loaded(f))  # type: ignore[misc]
+                shown = retrying(settings, "ask the warehouse how far it is", partial(warehouse.loaded, fact))
                 loaded[fact.table.path] = [_version(lake, fact.table, shown)]
     for table in _existing(lake):
         done = retrying(
             settings,
             f"vacuum {table.path}",
-            lambda t=table: upkeep.vacuum(  # type: ignore[misc]
+            partial(
+                upkeep.vacuum,
                 lake,
-                t,
+                table,
                 keep=timedelta(hours=keep_hours),
                 now=now,
-                others=loaded.get(t.path, ()),
+                others=loaded.get(table.path, ()),
                 dry_run=dry_run,
             ),
         )
@@ -71,7 +73,7 @@ def vacuum(
 def migrate(settings: Settings, *, dry_run: bool = False) -> None:
     """Bring each table to this version's layout, and say what that took. Raises as `pipeline.migration.migrate`."""
     lake, look = Lake(settings.lake), migration.due if dry_run else migration.migrate
-    done = [retrying(settings, f"migrate {table.path}", lambda t=table: look(lake, t)) for table in _existing(lake)]  # type: ignore[misc]
+    done = [retrying(settings, f"migrate {table.path}", partial(look, lake, table)) for table in _existing(lake)]
     for each in filter(None, done):
         more = f", new columns {', '.join(each.columns)}" if each.columns else ""
         step = f"schema version {each.found} -> {layout.SCHEMA_VERSION}{' is due' if dry_run else ''}"

@@ -1,6 +1,7 @@
 """Who was heard when, followed in Silver: what is new since the last look, and before that, Gold."""
 
 from datetime import UTC, datetime, timedelta
+from typing import cast
 
 import polars as pl
 
@@ -47,7 +48,7 @@ class Ear:
             recent = new.filter("fresh")["late"]
             if len(recent):
                 self._late.append((now, len(recent), float(recent.quantile(0.95, "linear") or 0.0)))
-            taken = new["processing_timestamp"].max()  # type: ignore[assignment]
+            taken = cast(datetime, new["processing_timestamp"].max())
         known = heard(known, new.rename({"timestamp": "newest"})).filter(pl.col("newest") >= now - REMEMBERED)
         self._known, self._taken = known, taken
         return known

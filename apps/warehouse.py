@@ -3,6 +3,7 @@
 import json
 from contextlib import closing
 from datetime import UTC, datetime
+from functools import partial
 
 import polars as pl
 import typer
@@ -72,7 +73,7 @@ def verify(settings: Settings, *, as_json: bool) -> int:
     lake = Lake(settings.lake)
     with closing(Warehouse(settings.warehouse)) as warehouse:
         found = {
-            fact.name: retrying(settings, f"compare {fact.name}", lambda f=fact: compare(lake, warehouse, f))  # type: ignore[misc]
+            fact.name: retrying(settings, f"compare {fact.name}", partial(compare, lake, warehouse, fact))
             for fact in FACTS
         }
     well = all(differing.is_empty() for differing in found.values())

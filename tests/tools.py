@@ -12,6 +12,7 @@ PACKAGES = {
     "prometheus": "prometheus",
     "amtool": "prometheus-alertmanager",
     "prometheus-alertmanager": "prometheus-alertmanager",
+    "chromium": "chromium",
 }
 """Program -> Debian's package."""
 

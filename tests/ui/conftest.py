@@ -20,11 +20,11 @@ from pipeline.settings import Settings
 from tests.fleet_lake import FleetLake
 from tests.processes import all_ended, spawn, until
 from tests.services import ROOT
+from tests.tools import require
 
 SCREENSHOTS = ROOT / ".screenshots"
 """Where a run of the tests leaves a picture of each page."""
 expect.set_options(timeout=20_000)
-CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 HOURS = 5
 SENSORS = 16
 
@@ -99,11 +99,10 @@ def browser() -> Iterator[Browser]:
     """Debian's Chromium, without a window. Gone with the last test of this folder: Playwright keeps an event loop
     running in the main thread, and tests elsewhere want one of their own.
     """
-    if not Path(CHROMIUM).exists():
-        pytest.skip(f"there is no {CHROMIUM}: install chromium, or name it in CHROMIUM")
+    path = os.environ.get("CHROMIUM") or require("chromium")
     with sync_playwright() as playwright:
         quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=quiet)
+        found = playwright.chromium.launch(executable_path=path, args=quiet)
         yield found
         found.close()
 
