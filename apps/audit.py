@@ -24,16 +24,18 @@ from contracts.tables import (
     Table,
 )
 from contracts.warehouse import FACTS
-from pipeline import books, changefeed, kafka, offsets, slices
-from pipeline.books import Entry
+from pipeline.broker import kafka, offsets
+from pipeline.broker.spans import clipped
 from pipeline.errors import HistoryMismatch
-from pipeline.lake import Lake, progress, translated
-from pipeline.layout import scan
-from pipeline.outbox import Outbox
+from pipeline.lake import changefeed, slices
+from pipeline.lake.delta import Lake, progress, translated
+from pipeline.lake.layout import scan
+from pipeline.monitoring import books
+from pipeline.monitoring.books import Entry
 from pipeline.settings import Settings
-from pipeline.spans import clipped
-from pipeline.statestore import StateStore
-from pipeline.warehouse import Warehouse, storable
+from pipeline.silver.outbox import Outbox
+from pipeline.silver.statestore import StateStore
+from pipeline.warehouse.facts import Warehouse, storable
 
 STEPS = ("raw -> bronze", "bronze -> silver", "silver -> gold", "gold -> warehouse")
 

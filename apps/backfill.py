@@ -22,11 +22,12 @@ from apps.ingest import aborting, produce, translate
 from apps.keeping import KEEPS, Deadline, first_offsets, kept, places
 from apps.progress import progress
 from contracts.registry import load_registry
-from pipeline import books, kafka, kafka_errors, offsets, spans
+from pipeline.broker import kafka, kafka_errors, offsets, spans
+from pipeline.broker.spans import Range, Ranges
 from pipeline.errors import BadInput, Unreachable
-from pipeline.lake import Lake
+from pipeline.lake.delta import Lake
+from pipeline.monitoring import books
 from pipeline.settings import Settings
-from pipeline.spans import Range, Ranges
 
 STAGE = "backfill"
 

@@ -8,10 +8,10 @@ import polars as pl
 
 from apps.keeping import collect
 from contracts.tables import QUALITY_BREACHES
-from pipeline.breaches import Breach, follow, rows, standing
-from pipeline.lake import Lake, append, translated
-from pipeline.layout import scan
-from pipeline.objectives import Verdict
+from pipeline.lake.delta import Lake, append, translated
+from pipeline.lake.layout import scan
+from pipeline.monitoring.breaches import Breach, follow, rows, standing
+from pipeline.monitoring.objectives import Verdict
 
 log = logging.getLogger(__name__)
 

@@ -17,15 +17,15 @@ from deltalake import DeltaTable
 
 from contracts.tables import BRONZE_ANOMALIES, BRONZE_DEAD_LETTERS, BRONZE_READINGS, AnomalyRule, Table
 from contracts.wire import DROPOUT, Anomaly, DeadLetterHeader, Reason
-from pipeline import kafka, offsets, stream
-from pipeline.aggregate import FIVE_MINUTES
+from pipeline.broker import kafka, offsets, stream
+from pipeline.broker.quix import Application
+from pipeline.core.aggregate import FIVE_MINUTES
 from pipeline.errors import ContractBroken, HistoryMismatch
-from pipeline.lake import Lake, append, progress
-from pipeline.microbatch import unpack
-from pipeline.quix import Application
+from pipeline.lake.delta import Lake, append, progress
+from pipeline.lake.sink import Decode, Decoded, DeltaSink, Message, positions
 from pipeline.settings import Settings
-from pipeline.sink import Decode, Decoded, DeltaSink, Message, positions
 from pipeline.stage import Stage, retrying, running
+from pipeline.wire.microbatch import unpack
 
 
 def run(settings: Settings, *, until_caught_up: bool = False) -> None:

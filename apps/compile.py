@@ -4,9 +4,9 @@
 """
 
 from contracts.registry import load_registry
-from pipeline import plainjson
-from pipeline.detector import Detector
+from pipeline.detection.detector import Detector
 from pipeline.settings import Settings
+from pipeline.wire import plainjson
 
 
 def main() -> None:

@@ -23,10 +23,10 @@ from apps.ingest import aborting
 from apps.keeping import Deadline
 from apps.progress import progress
 from contracts.wire import Reason
-from pipeline import kafka, kafka_errors, offsets
-from pipeline.deadletters import Letter, again, parse
+from pipeline.broker import kafka, kafka_errors, offsets
 from pipeline.errors import BadInput, Unreachable
 from pipeline.settings import Settings
+from pipeline.wire.deadletters import Letter, again, parse
 
 STAGE = "dlq-replay"
 

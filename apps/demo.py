@@ -24,7 +24,7 @@ from pipeline.stage import PORTS
 
 if TYPE_CHECKING:
     from apps.vitals import Vitals
-    from pipeline.books import Books
+    from pipeline.monitoring.books import Books
 
 DIRECTORY = Path(".demo")
 FIRST = ("simulate", "ingest", "bronze", "silver", "gold")
@@ -165,7 +165,7 @@ def _start_services(running: ExitStack, settings: Settings, ports: Mapping[str, 
         running.callback(service.terminate)  # comes first: then all stop at the same time
     for service in services:
         service.start()
-    from pipeline import kafka  # heavy: while the services start
+    from pipeline.broker import kafka  # heavy: while the services start
 
     for service in services:
         service.await_ready()

@@ -1,7 +1,7 @@
 """detect: scores readings as they come; announces anomalies, dropouts and windows that are final.
 
 The same `refine` as Silver's, on the same order. State, announcements and offsets are one Kafka transaction: a
-checkpoint of Quix, in which `pipeline.detector` works off what came since the last one.
+checkpoint of Quix, in which `pipeline.detection.detector` works off what came since the last one.
 """
 
 import math
@@ -15,13 +15,14 @@ import polars as pl
 from contracts.columns import WINDOW
 from contracts.registry import Registry, load_registry
 from contracts.wire import DROPOUT, UTC_MICROSECONDS, Anomaly, Window
-from pipeline import kafka, metrics, offsets, stream
-from pipeline.detector import Detector
-from pipeline.livewindows import Silence
-from pipeline.microbatch import BUCKETS
-from pipeline.quix import Application
+from pipeline import metrics
+from pipeline.broker import kafka, offsets, stream
+from pipeline.broker.quix import Application
+from pipeline.detection.detector import Detector
+from pipeline.detection.livewindows import Silence
 from pipeline.settings import Detect, Settings
 from pipeline.stage import Stage, retrying, running
+from pipeline.wire.microbatch import BUCKETS
 
 _PREFIX = b"detect"
 """Of the state's keys; before there was a manifest, a bucket's state was under its number and this name:"""

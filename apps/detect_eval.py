@@ -11,14 +11,14 @@ import polars as pl
 import typer
 
 from contracts.registry import Registry, load_registry
-from pipeline import replay
-from pipeline.decode import RawMessages, decode
-from pipeline.episodes import Quality, Window, in_windows, judged
+from pipeline.core.refine import IDENTITY, State, refine
 from pipeline.errors import BadInput
-from pipeline.labels import ANY_KIND, read_labels
-from pipeline.nab import PROFILES, Result, Scored, nab_score
-from pipeline.refine import IDENTITY, State, refine
+from pipeline.evaluation.episodes import Quality, Window, in_windows, judged
+from pipeline.evaluation.labels import ANY_KIND, read_labels
+from pipeline.evaluation.nab import PROFILES, Result, Scored, nab_score
 from pipeline.settings import Detection, Settings
+from pipeline.simulation import replay
+from pipeline.wire.decode import RawMessages, decode
 
 
 class Scores(NamedTuple):

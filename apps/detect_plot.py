@@ -10,8 +10,8 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
 from contracts.tables import AnomalyRule
-from pipeline.episodes import Window
 from pipeline.errors import BadInput
+from pipeline.evaluation.episodes import Window
 
 _MOST = 6
 """Series in a picture."""

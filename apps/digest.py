@@ -24,13 +24,13 @@ from contracts.tables import (
     SILVER_QUARANTINE,
     Table,
 )
-from pipeline.aggregate import FIVE_MINUTES
-from pipeline.digest import Digest, Group, Hour, Layer, Sensor, slack, subject, text
-from pipeline.digest_page import page
+from pipeline.core.aggregate import FIVE_MINUTES
 from pipeline.errors import BadInput, NotSetUp, PipelineError
-from pipeline.lake import Lake
+from pipeline.lake.delta import Lake
+from pipeline.monitoring.digest import Digest, Group, Hour, Layer, Sensor, slack, subject, text
+from pipeline.monitoring.digest_page import page
+from pipeline.monitoring.silence import silent
 from pipeline.settings import Settings
-from pipeline.silence import silent
 from pipeline.stage import retrying
 
 _WORST = 10

@@ -16,13 +16,13 @@ from rich.text import Text
 from contracts.registry import RegistryError, load_registry
 from contracts.tables import TABLES, Table
 from contracts.warehouse import FACTS, SCHEMA, Fact
-from pipeline import kafka, offsets
+from pipeline.broker import kafka, offsets
 from pipeline.errors import NotSetUp, PipelineError
-from pipeline.lake import Lake
-from pipeline.layout import schema_version
+from pipeline.lake.delta import Lake
+from pipeline.lake.layout import schema_version
 from pipeline.settings import Settings
 from pipeline.stage import retrying
-from pipeline.warehouse import Warehouse
+from pipeline.warehouse.facts import Warehouse
 
 Mark = Literal["ok", "absent", "wrong"]
 

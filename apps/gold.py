@@ -10,10 +10,10 @@ from functools import partial
 
 from contracts.registry import Registry, RegistryError, load_registry
 from contracts.tables import GOLD_DAILY_SUMMARY, GOLD_LOCATION_HOURLY, GOLD_SENSOR_5MIN, SILVER_READINGS
-from pipeline import aggregate
+from pipeline.core import aggregate
 from pipeline.errors import BadInput
-from pipeline.lake import Lake
-from pipeline.refresh import Derived, Refresh
+from pipeline.gold.refresh import Derived, Refresh
+from pipeline.lake.delta import Lake
 from pipeline.settings import Settings
 from pipeline.stage import poll, retrying, running, source_exists
 

@@ -20,15 +20,17 @@ from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from contracts.registry import RegistryError, load_registry
 from contracts.wire import LABEL_HEADER, DeadLetterHeader, Reason
-from pipeline import __version__, kafka, kafka_errors, metrics, offsets, plainjson
-from pipeline.deadshare import DeadShare
-from pipeline.decode import Dead, RawMessages, decode
+from pipeline import __version__, metrics
+from pipeline.broker import kafka, kafka_errors, offsets
+from pipeline.broker.quix import KafkaBrokerUnavailableError, Producer
 from pipeline.errors import BadInput, TransientError, Unreachable
-from pipeline.microbatch import MicroBatch, pack
-from pipeline.quix import KafkaBrokerUnavailableError, Producer
 from pipeline.settings import Settings
 from pipeline.stage import Stage, retrying, running
-from pipeline.unknownfields import UnknownFields
+from pipeline.wire import plainjson
+from pipeline.wire.deadshare import DeadShare
+from pipeline.wire.decode import Dead, RawMessages, decode
+from pipeline.wire.microbatch import MicroBatch, pack
+from pipeline.wire.unknownfields import UnknownFields
 
 STAGE = "ingest"
 

@@ -10,13 +10,14 @@ import tenacity
 from deltalake import DeltaTable
 
 from contracts.tables import BRONZE_DEAD_LETTERS, BRONZE_READINGS, Table
-from pipeline import books, kafka, offsets
+from pipeline.broker import kafka, offsets
+from pipeline.broker.spans import Ranges
 from pipeline.errors import TransientError
-from pipeline.lake import Lake, translated
-from pipeline.layout import scan
+from pipeline.lake.delta import Lake, translated
+from pipeline.lake.layout import scan
+from pipeline.lake.sink import positions
+from pipeline.monitoring import books
 from pipeline.settings import Settings
-from pipeline.sink import positions
-from pipeline.spans import Ranges
 
 T = TypeVar("T")
 
@@ -104,7 +105,7 @@ def first_offsets(settings: Settings, tables: Iterable[DeltaTable], since: datet
 
 
 def collect(frame: pl.LazyFrame) -> pl.DataFrame:
-    """The rows of a lazy frame over the lake. Raises as `pipeline.lake.translated` says."""
+    """The rows of a lazy frame over the lake. Raises as `pipeline.lake.delta.translated` says."""
     with translated("read the lake"):
         return frame.collect(engine="streaming")
 

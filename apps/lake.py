@@ -10,16 +10,17 @@ import typer
 
 from contracts.tables import TABLES, Table
 from contracts.warehouse import FACTS
-from pipeline import export, layout, migration, upkeep
 from pipeline.errors import NotSetUp
-from pipeline.lake import Lake
+from pipeline.lake import layout, migration, upkeep
+from pipeline.lake.delta import Lake
 from pipeline.settings import Settings
 from pipeline.stage import retrying
-from pipeline.warehouse import Loaded, Warehouse
+from pipeline.warehouse import export
+from pipeline.warehouse.facts import Loaded, Warehouse
 
 
 def compact(settings: Settings) -> None:
-    """Rewrite the small files of each table's crowded days, and say how many. Raises as `pipeline.upkeep.compact`."""
+    """Rewrite the small files of each table's crowded days, and say how many. Raises as `upkeep.compact`."""
     lake = Lake(settings.lake)
     for table in _existing(lake):
         done = retrying(settings, f"compact {table.path}", partial(upkeep.compact, lake, table))
@@ -37,7 +38,7 @@ def vacuum(
     """Remove what neither the last `keep_hours` nor a reader needs, and exports to Redshift older than `export_days`,
     and say how much.
 
-    The warehouse's ledger is asked how far it is, unless there is none. Raises as `pipeline.upkeep.vacuum`, and what
+    The warehouse's ledger is asked how far it is, unless there is none. Raises as `upkeep.vacuum`, and what
     the warehouse raises.
     """
     lake, now = Lake(settings.lake), datetime.now(UTC)
@@ -71,7 +72,7 @@ def vacuum(
 
 
 def migrate(settings: Settings, *, dry_run: bool = False) -> None:
-    """Bring each table to this version's layout, and say what that took. Raises as `pipeline.migration.migrate`."""
+    """Bring each table to this version's layout, and say what that took. Raises as `migration.migrate`."""
     lake, look = Lake(settings.lake), migration.due if dry_run else migration.migrate
     done = [retrying(settings, f"migrate {table.path}", partial(look, lake, table)) for table in _existing(lake)]
     for each in filter(None, done):

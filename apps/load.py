@@ -13,15 +13,18 @@ from deltalake import DeltaTable
 
 from contracts.registry import load_registry
 from contracts.warehouse import FACTS, SCHEMA, Fact
-from pipeline import aggregate, changefeed, metrics, migrations, plan
+from pipeline import metrics
+from pipeline.core import aggregate
 from pipeline.errors import BadInput, Conflict, HistoryMismatch, NotSetUp, TransientError
-from pipeline.lake import Lake, translated
-from pipeline.plan import EVERYTHING, Loaded, Scope
-from pipeline.redshift import Files
+from pipeline.lake import changefeed
+from pipeline.lake.delta import Lake, translated
+from pipeline.lake.windows import Grid, cut
 from pipeline.settings import Settings
 from pipeline.stage import poll, retrying, running, source_exists
-from pipeline.warehouse import Job, Warehouse
-from pipeline.windows import Grid, cut
+from pipeline.warehouse import migrations, plan
+from pipeline.warehouse.facts import Job, Warehouse
+from pipeline.warehouse.plan import EVERYTHING, Loaded, Scope
+from pipeline.warehouse.redshift import Files
 
 GRIDS = {
     "window_start": Grid("window_start", aggregate.FIVE_MINUTES),

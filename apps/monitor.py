@@ -31,20 +31,21 @@ from contracts.tables import (
     Table,
 )
 from contracts.warehouse import FACTS
-from pipeline import kafka, metrics, offsets
+from pipeline import metrics
+from pipeline.broker import kafka, offsets
 from pipeline.errors import NotSetUp, PipelineError, Unreachable
-from pipeline.lake import Lake, progress, translated
-from pipeline.layout import scan
-from pipeline.objectives import verdicts
-from pipeline.plan import Loaded
+from pipeline.lake.delta import Lake, progress, translated
+from pipeline.lake.layout import scan
+from pipeline.lake.sink import positions
+from pipeline.lake.upkeep import READERS, log_entries
+from pipeline.monitoring.objectives import verdicts
+from pipeline.monitoring.silence import silent
+from pipeline.monitoring.stall import Stall, seen
+from pipeline.monitoring.status import STALLED_S, measured
 from pipeline.settings import Settings
-from pipeline.silence import silent
-from pipeline.sink import positions
 from pipeline.stage import poll, running
-from pipeline.stall import Stall, seen
-from pipeline.status import STALLED_S, measured
-from pipeline.upkeep import READERS, log_entries
-from pipeline.warehouse import Warehouse
+from pipeline.warehouse.facts import Warehouse
+from pipeline.warehouse.plan import Loaded
 
 LAYERS: Mapping[str, tuple[Table, str]] = {
     "bronze": (BRONZE_READINGS, "timestamp"),

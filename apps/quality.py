@@ -34,11 +34,11 @@ from contracts.tables import (
     Table,
 )
 from contracts.wire import Reason
-from pipeline import changefeed
 from pipeline.errors import BadInput, NotSetUp
-from pipeline.lake import Lake, append, progress, translated
-from pipeline.layout import scan
-from pipeline.quality import breaking, checks, examined
+from pipeline.lake import changefeed
+from pipeline.lake.delta import Lake, append, progress, translated
+from pipeline.lake.layout import scan
+from pipeline.lake.quality import breaking, checks, examined
 from pipeline.settings import Settings
 
 LAYERS = ("bronze", "silver", "gold")

@@ -23,12 +23,12 @@ from apps import rebuild
 from apps.rebuild import Rebuilt, Selection
 from contracts.registry import Registry, load_registry
 from contracts.tables import BRONZE_READINGS, SILVER_QUARANTINE, Rule
+from pipeline.core.refine import State, refine
 from pipeline.errors import BadInput
-from pipeline.history import ORDER
-from pipeline.lake import Lake, translated
-from pipeline.layout import scan
-from pipeline.refine import State, refine
+from pipeline.lake.delta import Lake, translated
+from pipeline.lake.layout import scan
 from pipeline.settings import Settings
+from pipeline.silver.history import ORDER
 
 _SHOWN = ["timestamp", "sensor_id", "sensor_type", "value", "unit", "rule", "detail", "raw_partition", "raw_offset"]
 

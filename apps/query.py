@@ -12,8 +12,8 @@ from rich.table import Table as RichTable
 
 from contracts.tables import TABLES, Table
 from pipeline.errors import BadInput
-from pipeline.lake import Lake, translated
-from pipeline.layout import scan
+from pipeline.lake.delta import Lake, translated
+from pipeline.lake.layout import scan
 from pipeline.settings import Settings
 
 Output = Literal["table", "csv", "json"]

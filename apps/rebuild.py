@@ -27,17 +27,17 @@ from apps.gold import tables as gold_tables
 from apps.silver import Silver, Tables
 from contracts.registry import Registry, load_registry
 from contracts.tables import SILVER_QUARANTINE, SILVER_READINGS, Rule
-from pipeline import rebuild
-from pipeline.copies import COLUMNS
+from pipeline.core.refine import State
 from pipeline.errors import BadInput, PipelineError, TerminalError
-from pipeline.history import RAW
-from pipeline.lake import Lake
-from pipeline.outbox import Outbox
-from pipeline.rebuild import Differences
-from pipeline.recompute import Recomputed, recompute
-from pipeline.refine import State
-from pipeline.retrace import Piece, retraced
+from pipeline.gold.recompute import Recomputed, recompute
+from pipeline.lake.delta import Lake
 from pipeline.settings import Settings
+from pipeline.silver import rebuild
+from pipeline.silver.copies import COLUMNS
+from pipeline.silver.history import RAW
+from pipeline.silver.outbox import Outbox
+from pipeline.silver.rebuild import Differences
+from pipeline.silver.retrace import Piece, retraced
 from pipeline.stage import retrying
 
 HOLD = timedelta(seconds=60)
@@ -168,7 +168,7 @@ class _Found:
         self.readings: list[Differences] = []
         self.quarantine: list[Differences] = []
         self.missing: list[pl.DataFrame] = []
-        """First readings (pipeline.copies.COLUMNS) that neither table has."""
+        """First readings (pipeline.silver.copies.COLUMNS) that neither table has."""
         self._replayed = 0
 
     def compare(self, piece: Piece, selection: Selection, tables: Tables) -> None:
@@ -227,7 +227,7 @@ def _by_rule(rows: pl.DataFrame) -> dict[str, int]:
 def gold(settings: Settings, registry: Registry, first: date, last: date, *, dry_run: bool) -> dict[str, Recomputed]:
     """Make the days `first` to `last` (both included) of the Gold tables what their sources give; by table.
 
-    Raises as `pipeline.recompute.recompute`.
+    Raises as `pipeline.gold.recompute.recompute`.
     """
     lake, skew = Lake(settings.lake), timedelta(seconds=settings.ingest.clock_skew_s)
     most = settings.gold.max_rows

@@ -12,9 +12,10 @@ from rich.table import Table as RichTable
 from apps import backfill
 from apps.audit import STEPS, Audit
 from apps.keeping import Deadline
-from pipeline import books, spans
-from pipeline.books import Books, Entry
+from pipeline.broker import spans
 from pipeline.errors import PipelineError
+from pipeline.monitoring import books
+from pipeline.monitoring.books import Books, Entry
 from pipeline.settings import Settings
 
 _SHOWN = 20

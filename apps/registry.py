@@ -16,8 +16,8 @@ from contracts.registry import LIMITS, Registry, load_registry
 from contracts.registry_file import read_document
 from contracts.tables import SILVER_READINGS
 from pipeline.errors import BadInput
-from pipeline.lake import Lake, translated
-from pipeline.layout import scan
+from pipeline.lake.delta import Lake, translated
+from pipeline.lake.layout import scan
 from pipeline.settings import Settings
 from pipeline.stage import retrying
 

@@ -16,12 +16,12 @@ from psycopg import sql
 
 from contracts.registry import load_registry
 from contracts.warehouse import FACTS, SCHEMA
-from pipeline import checksum, migrations, plan
 from pipeline.errors import ContractBroken, PipelineError
-from pipeline.lake import Lake
-from pipeline.plan import Scope, storable
+from pipeline.lake.delta import Lake
 from pipeline.settings import Settings
-from pipeline.warehouse import Job, Loaded, Warehouse, shown
+from pipeline.warehouse import checksum, migrations, plan
+from pipeline.warehouse.facts import Job, Loaded, Warehouse, shown
+from pipeline.warehouse.plan import Scope, storable
 
 _FACT = FACTS[0]
 _WINDOW = datetime(1971, 1, 1, tzinfo=UTC)

@@ -6,10 +6,10 @@ from typing import cast
 import polars as pl
 
 from contracts.tables import GOLD_SENSOR_5MIN, SILVER_READINGS
-from pipeline.aggregate import FIVE_MINUTES
-from pipeline.lake import Lake, translated
-from pipeline.layout import scan
-from pipeline.silence import HEARD, REMEMBERED, heard
+from pipeline.core.aggregate import FIVE_MINUTES
+from pipeline.lake.delta import Lake, translated
+from pipeline.lake.layout import scan
+from pipeline.monitoring.silence import HEARD, REMEMBERED, heard
 
 _BY_READING = timedelta(minutes=15)
 """So far back each reading is looked at; before that, windows."""

@@ -18,20 +18,21 @@ from deltalake import DeltaTable
 
 from contracts.registry import Registry, load_registry
 from contracts.tables import BRONZE_READINGS, SILVER_QUARANTINE, SILVER_READINGS, Rule, Table
-from pipeline import history, metrics, outcomes, rebuild
-from pipeline.ceiling import Window
-from pipeline.copies import Copies, first_readings
+from pipeline import metrics
+from pipeline.core.refine import State, prepare, refine, suspects
 from pipeline.errors import Conflict, HistoryMismatch, PipelineError
-from pipeline.lake import Lake, append, covering, follows, progress, translated
-from pipeline.lake import replace as lake_replace
-from pipeline.lineage import made_again, quarantine_rows, with_lineage
-from pipeline.outbox import Outbox
-from pipeline.quality import require
-from pipeline.refine import State, prepare, refine, suspects
-from pipeline.retrace import retraced
+from pipeline.lake.delta import Lake, append, covering, follows, progress, translated
+from pipeline.lake.delta import replace as lake_replace
+from pipeline.lake.quality import require
 from pipeline.settings import Settings
+from pipeline.silver import history, outcomes, rebuild
+from pipeline.silver.ceiling import Window
+from pipeline.silver.copies import Copies, first_readings
+from pipeline.silver.lineage import made_again, quarantine_rows, with_lineage
+from pipeline.silver.outbox import Outbox
+from pipeline.silver.retrace import retraced
+from pipeline.silver.statestore import Manifest, StateStore, buckets_of
 from pipeline.stage import poll, retrying, running, source_exists
-from pipeline.statestore import Manifest, StateStore, buckets_of
 
 COVERED = "bronze"
 """App id whose version is that of bronze/readings which the table covers."""

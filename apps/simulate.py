@@ -19,12 +19,14 @@ import numpy as np
 from confluent_kafka import KafkaError, KafkaException
 
 from contracts.wire import LABEL_HEADER
-from pipeline import fleet, kafka, kafka_errors, logs, metrics, replay
+from pipeline import logs, metrics
+from pipeline.broker import kafka, kafka_errors
 from pipeline.errors import BadInput
-from pipeline.fleet import Batch
-from pipeline.manifest import Manifest
-from pipeline.replay import Skipped
 from pipeline.settings import Settings
+from pipeline.simulation import fleet, replay
+from pipeline.simulation.fleet import Batch
+from pipeline.simulation.manifest import Manifest
+from pipeline.simulation.replay import Skipped
 from pipeline.stage import Stage, retrying, running
 
 DEFAULT_RATE = 100.0

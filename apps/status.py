@@ -22,11 +22,9 @@ from apps.silence import Ear
 from apps.vitals import own, scrape
 from contracts.registry import load_registry
 from pipeline.errors import PipelineError
-from pipeline.lake import Lake
-from pipeline.settings import Settings
-from pipeline.silence import silent
-from pipeline.stage import PORTS
-from pipeline.status import (
+from pipeline.lake.delta import Lake
+from pipeline.monitoring.silence import silent
+from pipeline.monitoring.status import (
     Facts,
     Mark,
     Samples,
@@ -39,6 +37,8 @@ from pipeline.status import (
     labelled,
     measured,
 )
+from pipeline.settings import Settings
+from pipeline.stage import PORTS
 
 _EVERY_S = 2.0
 _WIDE = 200

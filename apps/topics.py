@@ -2,7 +2,7 @@
 
 import typer
 
-from pipeline import kafka, kafka_acls
+from pipeline.broker import kafka, kafka_acls
 from pipeline.errors import BadInput
 from pipeline.settings import Settings
 

@@ -28,13 +28,13 @@ from contracts.tables import (
     Table,
 )
 from contracts.warehouse import FACTS, SCHEMA
-from pipeline import kafka, offsets
+from pipeline.broker import kafka, offsets
 from pipeline.errors import ContractBroken, NotSetUp, PipelineError
-from pipeline.lake import Lake
-from pipeline.microbatch import unpack
+from pipeline.lake.delta import Lake
+from pipeline.lake.sink import Message, positions
 from pipeline.settings import Settings
-from pipeline.sink import Message, positions
-from pipeline.warehouse import Warehouse
+from pipeline.warehouse.facts import Warehouse
+from pipeline.wire.microbatch import unpack
 
 Row = dict[str, Any]
 

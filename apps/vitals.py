@@ -25,10 +25,11 @@ from contracts.tables import (
 )
 from contracts.warehouse import FACTS, SCHEMA
 from contracts.wire import Anomaly
-from pipeline import kafka, warehouse
+from pipeline.broker import kafka
 from pipeline.errors import PipelineError
-from pipeline.lake import Lake
+from pipeline.lake.delta import Lake
 from pipeline.settings import Settings
+from pipeline.warehouse import facts as warehouse
 
 LAYERS = (BRONZE_READINGS, BRONZE_DEAD_LETTERS, SILVER_READINGS, SILVER_QUARANTINE, GOLD_SENSOR_5MIN)
 WAREHOUSE = "warehouse"

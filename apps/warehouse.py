@@ -10,14 +10,14 @@ import typer
 
 from apps.load import GRIDS
 from contracts.warehouse import FACTS, Fact
-from pipeline import checksum, migrations
 from pipeline.errors import HistoryMismatch
-from pipeline.lake import Lake, translated
-from pipeline.plan import storable
+from pipeline.lake.delta import Lake, translated
+from pipeline.lake.windows import cut
 from pipeline.settings import Settings
 from pipeline.stage import retrying
-from pipeline.warehouse import ROWS_AT_A_TIME, Warehouse
-from pipeline.windows import cut
+from pipeline.warehouse import checksum, migrations
+from pipeline.warehouse.facts import ROWS_AT_A_TIME, Warehouse
+from pipeline.warehouse.plan import storable
 
 _SHOWN = 20
 
@@ -25,7 +25,7 @@ _SHOWN = 20
 def init(settings: Settings, *, repair: bool = False) -> None:
     """Apply what is pending and create what is missing; what is there stays, unless it is to be repaired.
 
-    Raises what `pipeline.migrations.init` does.
+    Raises what `pipeline.warehouse.migrations.init` does.
     """
     with closing(Warehouse(settings.warehouse)) as warehouse:
         retrying(
@@ -38,7 +38,7 @@ def init(settings: Settings, *, repair: bool = False) -> None:
 def status(settings: Settings, *, as_json: bool) -> int:
     """Print which migrations were applied, what differs from the contract, what each fact table shows; 0 well, 1 not.
 
-    Raises what `pipeline.migrations.status` does.
+    Raises what `pipeline.warehouse.migrations.status` does.
     """
     with closing(Warehouse(settings.warehouse)) as warehouse:
         found = retrying(settings, "read the warehouse's state", lambda: migrations.status(warehouse))
@@ -96,7 +96,7 @@ def compare(lake: Lake, warehouse: Warehouse, fact: Fact) -> pl.DataFrame:
     `rows` and `checksum` of Gold, `rows_there` and `checksum_there`; null where a side has none. Memory: some 200,000
     rows.
 
-    Raises HistoryMismatch where it shows another Gold table, and as `pipeline.lake.translated` says.
+    Raises HistoryMismatch where it shows another Gold table, and as `pipeline.lake.delta.translated` says.
     """
     shown, there = warehouse.checksums(fact)
     gold = lake.open(fact.table)

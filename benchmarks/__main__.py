@@ -22,8 +22,8 @@ from benchmarks import results
 from benchmarks.corpus import CORPORA, SEED, Corpus, preload
 from benchmarks.costs import Cost, CountedStore, database, divided, measured, pipeline, reconciled
 from contracts.tables import GOLD_DAILY_SUMMARY, SILVER_READINGS
-from pipeline import kafka, offsets
-from pipeline.lake import Lake, progress
+from pipeline.broker import kafka, offsets
+from pipeline.lake.delta import Lake, progress
 from pipeline.settings import Kafka, Observability, Settings
 from pipeline.settings import Lake as LakeSettings
 from tests.processes import succeed

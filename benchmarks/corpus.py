@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from contracts.wire import LABEL_HEADER
-from pipeline import kafka
-from pipeline.fleet import Fleet, batches
+from pipeline.broker import kafka
 from pipeline.settings import Settings
+from pipeline.simulation.fleet import Fleet, batches
 
 SEED = 20240501
 CHECKED = 10_000

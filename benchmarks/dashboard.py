@@ -28,11 +28,11 @@ from tornado.websocket import WebSocketClientConnection, websocket_connect
 from apps.gold import refreshes_of
 from apps.local import free_ports, is_free
 from contracts.tables import GOLD_SENSOR_5MIN
-from pipeline import lake as lakes
 from pipeline import settings as config
-from pipeline.fleet import Fleet, batches
-from pipeline.lake import Lake
+from pipeline.lake import delta as lakes
+from pipeline.lake.delta import Lake
 from pipeline.settings import Settings
+from pipeline.simulation.fleet import Fleet, batches
 from tests.fleet_lake import FleetLake
 from tests.processes import all_ended, spawn, until
 

@@ -18,10 +18,10 @@ import polars as pl
 
 from benchmarks import results
 from benchmarks.costs import divided, measured, pipeline
-from pipeline import kafka
-from pipeline.decode import READING_SCHEMA
-from pipeline.microbatch import pack
+from pipeline.broker import kafka
 from pipeline.settings import Kafka, Observability, Settings
+from pipeline.wire.decode import READING_SCHEMA
+from pipeline.wire.microbatch import pack
 from tests.services import choose_broker, running_kafka, unique
 
 START_US = 1_714_521_600_000_000

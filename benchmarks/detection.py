@@ -15,11 +15,11 @@ import polars as pl
 
 from apps.detect_eval import Scores, as_bronze, nab_scores, read, refined, severity
 from contracts.registry import load_registry
-from pipeline.decode import RawMessages, decode
-from pipeline.episodes import Quality, Window, in_windows, judged, labelled
-from pipeline.fleet import Fleet, batches
-from pipeline.labels import read_labels
+from pipeline.evaluation.episodes import Quality, Window, in_windows, judged, labelled
+from pipeline.evaluation.labels import read_labels
 from pipeline.settings import Detection
+from pipeline.simulation.fleet import Fleet, batches
+from pipeline.wire.decode import RawMessages, decode
 
 SENSORS, READINGS = 50, 100_000
 INTERVALS_S = {"0.5 s": 0.5, "10 s": 10.0, "1 min": 60.0, "5 min": 300.0}

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from confluent_kafka import Consumer, Message
 
 from contracts.wire import Reading
-from pipeline import kafka
-from pipeline.lake import Lake
+from pipeline.broker import kafka
+from pipeline.lake.delta import Lake
 from pipeline.settings import Settings, load_settings
 
 AT_ONCE = 20_000

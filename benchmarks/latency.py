@@ -29,9 +29,9 @@ from benchmarks import results
 from benchmarks.costs import database
 from contracts.tables import BRONZE_READINGS, GOLD_SENSOR_5MIN, SILVER_READINGS, Table
 from contracts.warehouse import FACTS, LEDGER, SCHEMA
-from pipeline import kafka
+from pipeline.broker import kafka
 from pipeline.errors import PipelineError
-from pipeline.lake import Lake, changes, progress
+from pipeline.lake.delta import Lake, changes, progress
 from pipeline.settings import Kafka, Observability, Settings
 from pipeline.settings import Lake as LakeSettings
 from tests.processes import all_ended, spawn, succeed, until

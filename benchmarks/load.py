@@ -24,8 +24,8 @@ from apps.local import ObjectStore, Postgres
 from apps.warehouse import init
 from contracts.tables import GOLD_SENSOR_5MIN
 from contracts.warehouse import FACTS
-from pipeline import lake as lakes
-from pipeline.lake import Lake
+from pipeline.lake import delta as lakes
+from pipeline.lake.delta import Lake
 from pipeline.settings import Job, Settings, Warehouse
 from pipeline.settings import Lake as LakeSettings
 

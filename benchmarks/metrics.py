@@ -18,9 +18,9 @@ from prometheus_client import REGISTRY, generate_latest
 
 from apps.ingest import by_type, count, translate
 from contracts.registry import load_registry
-from pipeline import fleet
-from pipeline.decode import decode
 from pipeline.settings import Settings
+from pipeline.simulation import fleet
+from pipeline.wire.decode import decode
 
 MOST = 0.02
 LONGEST_S = 0.1

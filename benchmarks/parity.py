@@ -17,8 +17,8 @@ import polars as pl
 from apps.local import ObjectStore
 from benchmarks import results
 from contracts.tables import BRONZE_ANOMALIES, BRONZE_READINGS, GOLD_SENSOR_5MIN, SILVER_READINGS, Table
-from pipeline import kafka, offsets
-from pipeline.lake import Lake
+from pipeline.broker import kafka, offsets
+from pipeline.lake.delta import Lake
 from pipeline.settings import Kafka, Observability, Settings
 from pipeline.settings import Lake as LakeSettings
 from tests import announced, processes

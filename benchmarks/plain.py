@@ -18,8 +18,8 @@ from quixstreams import Application, State
 from quixstreams.dataframe.windows import Count, Max, Mean, Min
 from quixstreams.sinks import BatchingSink, SinkBatch
 
-from pipeline import kafka
-from pipeline.lake import Lake
+from pipeline.broker import kafka
+from pipeline.lake.delta import Lake
 from pipeline.settings import Settings, load_settings
 
 TYPES = {"temperature", "humidity", "pressure", "vibration"}

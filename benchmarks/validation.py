@@ -18,9 +18,9 @@ import polars as pl
 from apps.silver import Silver
 from contracts.registry import load_registry
 from contracts.tables import BRONZE_READINGS
-from pipeline import lake as lakes
-from pipeline.lake import Lake
-from pipeline.refine import prepare
+from pipeline.core.refine import prepare
+from pipeline.lake import delta as lakes
+from pipeline.lake.delta import Lake
 from pipeline.settings import Job, Settings
 from pipeline.settings import Lake as Address
 

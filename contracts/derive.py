@@ -24,7 +24,7 @@ DIRECTORY = Path(__file__).parent.parent / "schemas"
 
 
 _NO_CONTROL_CHARACTER = r"^[^\u0000-\u001f\u007f-\u009f]*$(?!\n)"
-"""No Unicode Cc, as pipeline.decode asks; to some engines `$` is also before a last newline."""
+"""No Unicode Cc, as pipeline.wire.decode asks; to some engines `$` is also before a last newline."""
 
 
 def wire_schema() -> dict[str, Any]:

@@ -18,7 +18,7 @@ from contracts.validation import PolarsData, pa
 from contracts.wire import DROPOUT, Reason
 
 SCHEMA_VERSION = 1
-"""Version of the layouts below, stamped on every table: a step adds columns that may be null (pipeline/layout.py)."""
+"""Version of the layouts below, stamped on every table: a step adds columns that may be null (see pipeline/lake)."""
 
 
 class Rule(StrEnum):

@@ -19,7 +19,7 @@ MAX_UNIT_BYTES = 65_536
 class Reading(msgspec.Struct, gc=False, frozen=True):
     """One sensor reading as it comes from a device.
 
-    What is cheaper to judge a column at a time, `pipeline.decode` judges: that no text has a control character
+    What is cheaper to judge a column at a time, `pipeline.wire.decode` judges: that no text has a control character
     (Unicode category Cc), `sensor_type`, and `timestamp`, which stays text here.
     """
 

@@ -1,7 +1,7 @@
 """Grafana's pages: the pipeline, one stage, the fleet. Thresholds are the objectives."""
 
 from dashboards.panels import BAD, ENV, GOOD, JOB, RATE, STAGE, WARN, Page, Panel, Query, above, below
-from pipeline import kafka
+from pipeline.broker import kafka
 from pipeline.settings import Objectives, Settings
 from pipeline.stage import PORTS
 

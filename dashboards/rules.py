@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import kafka, metrics
+from pipeline import metrics
+from pipeline.broker import kafka
 from pipeline.errors import BadInput
 from pipeline.settings import Settings
 from pipeline.stage import PORTS

@@ -51,7 +51,7 @@ DEAD_LETTERS = Counter("pipeline_dead_letters", "Raw messages that could not be 
 UNKNOWN_FIELDS = Counter(
     "pipeline_unknown_fields", "Sampled raw messages with a field that the wire contract does not have", ["field"]
 )
-"""Of a sample (pipeline/unknownfields.py): that it grows says that devices send the field, not how often."""
+"""Of a sample (pipeline/wire/unknownfields.py): that it grows says that devices send the field, not how often."""
 DEAD_CEILING = Gauge(
     "pipeline_dead_ceiling_passed", "1: too many raw messages of a window were dead letters (ingest.dead_ceiling)"
 )

@@ -7,9 +7,9 @@ import polars as pl
 from confluent_kafka import TopicPartition
 
 from contracts.tables import BRONZE_ANOMALIES
-from pipeline import kafka, offsets
-from pipeline.microbatch import unpack
+from pipeline.broker import kafka, offsets
 from pipeline.settings import Settings
+from pipeline.wire.microbatch import unpack
 from tests.processes import until
 
 TIME = pl.Datetime("us", "UTC")

@@ -27,8 +27,8 @@ from psycopg import errors, sql
 from sqlglot import exp
 
 from pipeline import settings as config
-from pipeline.lake import Lake
-from pipeline.redshift import Redshift, prepared
+from pipeline.lake.delta import Lake
+from pipeline.warehouse.redshift import Redshift, prepared
 
 _LAYOUT = (exp.DistKeyProperty, exp.DistStyleProperty, exp.SortKeyProperty)
 

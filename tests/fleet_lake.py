@@ -19,10 +19,10 @@ from contracts.tables import (
     SILVER_READINGS,
     Table,
 )
-from pipeline.decode import RawMessages, decode
-from pipeline.fleet import Fleet, batches
-from pipeline.lake import Lake, append
+from pipeline.lake.delta import Lake, append
 from pipeline.settings import Settings
+from pipeline.simulation.fleet import Fleet, batches
+from pipeline.wire.decode import RawMessages, decode
 
 ARRIVAL = timedelta(milliseconds=200)
 """From a reading to the broker; Bronze commits it a second later."""

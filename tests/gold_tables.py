@@ -4,7 +4,7 @@ import polars as pl
 from polars.testing import assert_frame_equal
 
 from contracts.tables import GOLD_DAILY_SUMMARY, GOLD_LOCATION_HOURLY, GOLD_SENSOR_5MIN, Table
-from pipeline.lake import Lake
+from pipeline.lake.delta import Lake
 from tests.gold_oracle import Oracle, Reading
 
 

@@ -16,7 +16,7 @@ from contracts.tables import (
     SILVER_READINGS,
     Table,
 )
-from pipeline.aggregate import FIVE_MINUTES
+from pipeline.core.aggregate import FIVE_MINUTES
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 REPORTING = timedelta(minutes=10)

@@ -12,7 +12,7 @@ from apps.dashboard.frame import Card, Session, figure_pane, html, note, nothing
 from apps.dashboard.stages import Bad, BadData, Lags, Layer, Layers, Proof, Quality
 from apps.dashboard.theme import empty_source, fixed_range, hover, ms, styled_legend, time_figure, times
 from apps.dashboard.words import NOTHING, count, duration, esc, number, percent, span
-from pipeline.aggregate import FIVE_MINUTES
+from pipeline.core.aggregate import FIVE_MINUTES
 
 MANY_VERSIONS = 100
 """Of its source, that a job may be behind."""

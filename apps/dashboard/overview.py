@@ -13,7 +13,7 @@ from apps.dashboard.theme import empty_source, fixed_range, hover, ms, time_figu
 from apps.dashboard.tiles import kpis, locations
 from apps.dashboard.view import fixed, link
 from apps.dashboard.words import esc, number, rule_name, unit_of
-from pipeline.aggregate import FIVE_MINUTES
+from pipeline.core.aggregate import FIVE_MINUTES
 
 _WAITING = nothing("Reading the lake …")
 

@@ -11,7 +11,7 @@ from apps.dashboard.source import SUMMED, Source
 from apps.dashboard.theme import MOST_SERIES
 from apps.dashboard.view import Range
 from contracts.tables import BRONZE_ANOMALIES, GOLD_SENSOR_5MIN, SILVER_READINGS, Table
-from pipeline.aggregate import FIVE_MINUTES
+from pipeline.core.aggregate import FIVE_MINUTES
 
 DAY = timedelta(days=1)
 CATALOGUE_DAYS = 7

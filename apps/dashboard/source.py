@@ -14,8 +14,8 @@ from deltalake.exceptions import DeltaError
 from contracts.registry import Registry, load_registry
 from contracts.tables import GOLD_SENSOR_5MIN, Table
 from pipeline.errors import NotSetUp, Unreachable
-from pipeline.lake import Lake, translated
-from pipeline.layout import scan
+from pipeline.lake.delta import Lake, translated
+from pipeline.lake.layout import scan
 from pipeline.settings import Settings
 
 Version = tuple[str, int] | None
@@ -76,7 +76,7 @@ class Source:
         return rows.filter(*where) if where else rows
 
     def collect(self, rows: pl.LazyFrame) -> pl.DataFrame:
-        """Read. Raises as `pipeline.lake.translated`; what Polars cannot read is Unreachable."""
+        """Read. Raises as `pipeline.lake.delta.translated`; what Polars cannot read is Unreachable."""
         with translated("read the lake"):
             try:
                 return rows.collect()

@@ -19,7 +19,7 @@ from contracts.tables import (
     SILVER_READINGS,
     Table,
 )
-from pipeline.lake import progress
+from pipeline.lake.delta import progress
 
 RECENT = timedelta(minutes=5)
 """What throughput and latency are of."""

@@ -8,7 +8,7 @@ import polars as pl
 from apps.dashboard.fleet import DAY, HOUR, Figures, Fresh
 from apps.dashboard.view import Range, link
 from apps.dashboard.words import NOTHING, count, esc, number, percent, span
-from pipeline.aggregate import FIVE_MINUTES
+from pipeline.core.aggregate import FIVE_MINUTES
 from pipeline.settings import Objectives
 
 MANY_ANOMALIES = 0.10

@@ -17,9 +17,10 @@ import pyarrow.fs
 from confluent_kafka.admin import NewPartitions
 
 from contracts import tables
-from pipeline import kafka, upkeep
+from pipeline.broker import kafka
 from pipeline.errors import Conflict, NotSetUp
-from pipeline.lake import Lake
+from pipeline.lake import upkeep
+from pipeline.lake.delta import Lake
 from tests.faults.stage import MAX_POLL_MS, POINTS
 from tests.faults.world import PATIENCE_S, REPLICAS, Worker, World, settled
 from tests.processes import until

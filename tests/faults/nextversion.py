@@ -31,7 +31,7 @@ def become() -> None:
     tables.BRONZE_READINGS = after
     tables.TABLES = tuple(after if each is before else each for each in tables.TABLES)
 
-    microbatch: Any = import_module("pipeline.microbatch")
+    microbatch: Any = import_module("pipeline.wire.microbatch")
     microbatch.SCHEMA_VERSION += 1
     version = str(microbatch.SCHEMA_VERSION)
     microbatch.READING_SCHEMA = pl.Schema({**microbatch.READING_SCHEMA, "firmware": pl.String()})
@@ -40,7 +40,7 @@ def become() -> None:
     microbatch._SCHEMA = columns.with_metadata({microbatch.SCHEMA_HEADER: version})
 
     ingest: Any = import_module("apps.ingest")
-    detector: Any = import_module("pipeline.detector")
+    detector: Any = import_module("pipeline.detection.detector")
     ingest.pack = lambda valid, partitions: microbatch.pack(valid.with_columns(firmware=pl.lit(FIRMWARE)), partitions)
     detector.unpack = lambda value: microbatch.unpack(value).drop_columns(["firmware"])
 

@@ -13,7 +13,7 @@ from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import NewTopic, OffsetSpec
 
 from apps import bronze, gold, ingest, load, silver
-from pipeline import kafka
+from pipeline.broker import kafka
 from tests import oracle
 from tests.faults.world import PATIENCE_S, World
 from tests.feed import Feed, days_ago

@@ -38,8 +38,8 @@ POINTS: dict[str, dict[str, str]] = {
         "commit": f"{_PRODUCER}.commit_transaction",
     },
     "bronze": {
-        "flush": "pipeline.sink:DeltaSink.flush",
-        "append": "pipeline.sink:append",
+        "flush": "pipeline.lake.sink:DeltaSink.flush",
+        "append": "pipeline.lake.sink:append",
         "offsets": "quixstreams.kafka.consumer:BaseConsumer.commit",
     },
     "detect": {
@@ -51,14 +51,14 @@ POINTS: dict[str, dict[str, str]] = {
         "state": f"{_STATE}.flush",
     },
     "silver": {
-        "state": "pipeline.statestore:StateStore.put",
+        "state": "pipeline.silver.statestore:StateStore.put",
         "append": "apps.silver:append",
-        "drop": "pipeline.statestore:StateStore.drop",
+        "drop": "pipeline.silver.statestore:StateStore.drop",
     },
-    "gold": {"replace": "pipeline.lake:replace"},
+    "gold": {"replace": "pipeline.lake.delta:replace"},
     "load": {
-        "stage": "pipeline.postgres:Stream.copy",
-        "finish": "pipeline.warehouse:Warehouse.replace",
+        "stage": "pipeline.warehouse.postgres:Stream.copy",
+        "finish": "pipeline.warehouse.facts:Warehouse.replace",
         "commit": "apps.load:Loader.work",
     },
 }
@@ -132,7 +132,7 @@ def _run(
         become()
     for step, where in POINTS[stage].items():
         wrap(where, step, plan)
-    from pipeline import kafka
+    from pipeline.broker import kafka
 
     kafka.CONSUMER |= {
         "session.timeout.ms": SESSION_MS,

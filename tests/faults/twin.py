@@ -10,7 +10,7 @@ from typing import Any
 from confluent_kafka import Producer
 
 from apps import bronze, detect, silver
-from pipeline import kafka
+from pipeline.broker import kafka
 from pipeline.settings import Settings
 from tests import deltalog, oracle
 from tests.faults.world import World

@@ -11,7 +11,7 @@ import pyarrow.fs
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 
 from apps import ingest
-from pipeline import kafka
+from pipeline.broker import kafka
 from pipeline.settings import environment
 from tests import deltalog
 from tests.faults.injections import back, planned, stable

@@ -26,8 +26,8 @@ from pydantic import SecretStr
 
 from apps.local import ObjectStore, Postgres
 from apps.warehouse import init
-from pipeline import kafka
 from pipeline import settings as config
+from pipeline.broker import kafka
 from pipeline.errors import TransientError
 from pipeline.settings import Settings, environment
 from tests import deltalog, oracle

@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 from apps import backfill, bronze, ingest, reconcile
 from apps.cli import app
 from contracts.tables import BRONZE_DEAD_LETTERS, BRONZE_READINGS
-from pipeline import kafka, offsets
+from pipeline.broker import kafka, offsets
 from pipeline.errors import BadInput, Conflict, Unreachable
-from pipeline.lake import Lake
+from pipeline.lake.delta import Lake
 from pipeline.settings import Settings, environment
 from tests.services import EMBEDDED, choose_broker, unique
 

@@ -7,7 +7,7 @@ import pytest
 
 from apps import bronze, gold, ingest, load, silver, simulate, warehouse
 from apps.reconcile import reconcile
-from pipeline import kafka
+from pipeline.broker import kafka
 from pipeline.settings import Settings
 
 pytestmark = [pytest.mark.kafka, pytest.mark.s3, pytest.mark.postgres, pytest.mark.slow]

@@ -21,16 +21,17 @@ from pydantic import SecretStr
 from apps import bronze
 from contracts.tables import BRONZE_READINGS
 from contracts.wire import Anomaly
-from pipeline import kafka, offsets, sink
 from pipeline import settings as config
-from pipeline.decode import READING_SCHEMA
+from pipeline.broker import kafka, offsets
+from pipeline.broker.kafka import ANOMALIES, DEAD_LETTERS, READINGS
 from pipeline.errors import AccessDenied, HistoryMismatch, NotSetUp, PipelineError, Unreachable
-from pipeline.kafka import ANOMALIES, DEAD_LETTERS, READINGS
-from pipeline.lake import Lake, append
-from pipeline.microbatch import pack
+from pipeline.lake import sink
+from pipeline.lake.delta import Lake, append
+from pipeline.lake.sink import positions
 from pipeline.settings import Settings
-from pipeline.sink import positions
 from pipeline.stage import Stage, running
+from pipeline.wire.decode import READING_SCHEMA
+from pipeline.wire.microbatch import pack
 from tests.faultproxy import FaultProxy
 from tests.processes import spawn, until
 from tests.services import Store

@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 from apps import deadletters, ingest
 from apps.cli import app
 from contracts.registry import SHIPPED
-from pipeline import kafka, offsets
 from pipeline import settings as config
-from pipeline.deadletters import again
+from pipeline.broker import kafka, offsets
 from pipeline.errors import BadInput, Conflict, TerminalError
 from pipeline.settings import Settings, environment
+from pipeline.wire.deadletters import again
 from tests.services import EMBEDDED, choose_broker, unique
 
 pytestmark = [

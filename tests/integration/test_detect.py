@@ -14,11 +14,11 @@ import pytest
 
 from apps.local import free_ports
 from contracts.registry import load_registry
-from pipeline import kafka, offsets
-from pipeline.decode import READING_SCHEMA
-from pipeline.microbatch import pack
-from pipeline.refine import State, refine
+from pipeline.broker import kafka, offsets
+from pipeline.core.refine import State, refine
 from pipeline.settings import Detect, Observability, Settings
+from pipeline.wire.decode import READING_SCHEMA
+from pipeline.wire.microbatch import pack
 from tests import announced, processes
 from tests.parity import judge
 from tests.processes import all_ended, spawn

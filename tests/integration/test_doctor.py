@@ -16,9 +16,10 @@ from apps import doctor, query
 from apps.monitor import Monitor
 from apps.warehouse import init
 from contracts.tables import BRONZE_READINGS
-from pipeline import kafka, metrics, offsets
+from pipeline import metrics
+from pipeline.broker import kafka, offsets
 from pipeline.errors import BadInput, NotSetUp
-from pipeline.lake import Lake, append
+from pipeline.lake.delta import Lake, append
 from pipeline.settings import Kafka, Settings
 from pipeline.stage import retrying
 

@@ -7,10 +7,10 @@ import pytest
 
 from apps import gold
 from contracts.tables import GOLD_SENSOR_5MIN, SILVER_READINGS
-from pipeline import lake as lakes
 from pipeline import settings as config
 from pipeline.errors import TransientError
-from pipeline.lake import Lake
+from pipeline.lake import delta as lakes
+from pipeline.lake.delta import Lake
 from pipeline.settings import Settings
 from tests.gold_oracle import Oracle, Reading
 from tests.gold_tables import assert_gold

@@ -16,12 +16,13 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, Pro
 from confluent_kafka.admin import AdminClient
 
 from apps import ingest
-from pipeline import kafka as broker
-from pipeline import metrics, offsets
+from pipeline import metrics
 from pipeline import settings as config
+from pipeline.broker import kafka as broker
+from pipeline.broker import offsets
 from pipeline.errors import HistoryMismatch, NotSetUp, TerminalError, Unreachable
-from pipeline.microbatch import unpack
 from pipeline.settings import Settings
+from pipeline.wire.microbatch import unpack
 from tests.processes import spawn, until
 from tests.services import EMBEDDED, choose_broker, unique
 

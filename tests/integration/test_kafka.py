@@ -5,9 +5,9 @@ from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 from pydantic import SecretStr
 
-from pipeline import kafka as broker
-from pipeline import offsets
 from pipeline import settings as config
+from pipeline.broker import kafka as broker
+from pipeline.broker import offsets
 from pipeline.errors import AccessDenied, HistoryMismatch, NotSetUp, PipelineError, TerminalError, Unreachable
 from pipeline.settings import Settings
 from pipeline.stage import retrying

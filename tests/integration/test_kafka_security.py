@@ -25,11 +25,11 @@ from pydantic import SecretStr
 
 from apps import bronze, detect, ingest, simulate
 from apps import topics as topics_command
-from pipeline import kafka as broker
-from pipeline import offsets
 from pipeline import settings as config
+from pipeline.broker import kafka as broker
+from pipeline.broker import offsets
+from pipeline.broker.kafka_acls import ACCESS
 from pipeline.errors import AccessDenied, BadInput, NotSetUp
-from pipeline.kafka_acls import ACCESS
 from pipeline.settings import Settings
 from tests.services import MAVEN, ApacheKafka, choose_broker, unique
 

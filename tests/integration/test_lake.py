@@ -16,8 +16,8 @@ from apps.local import free_ports
 from contracts.tables import BRONZE_DEAD_LETTERS, BRONZE_READINGS
 from pipeline import settings as config
 from pipeline.errors import AccessDenied, Conflict, NotSetUp, PipelineError, SchemaTooNew, Unreachable
-from pipeline.lake import Lake, append, changes, progress
-from pipeline.sink import DeltaSink
+from pipeline.lake.delta import Lake, append, changes, progress
+from pipeline.lake.sink import DeltaSink
 from tests.faultproxy import FaultProxy
 from tests.services import Store
 from tests.unit.pipeline.test_sink import TOPIC, decode, feed, whole

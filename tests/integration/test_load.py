@@ -14,13 +14,13 @@ from apps import gold, load, warehouse
 from apps.load import Loader
 from contracts.tables import SILVER_READINGS
 from contracts.warehouse import FACTS, Fact
-from pipeline import lake as lakes
-from pipeline import pgcopy
 from pipeline import settings as config
 from pipeline.errors import AccessDenied, Conflict, ContractBroken, HistoryMismatch, NotSetUp, TransientError
-from pipeline.lake import Lake
+from pipeline.lake import delta as lakes
+from pipeline.lake.delta import Lake
 from pipeline.settings import Settings
-from pipeline.warehouse import Warehouse
+from pipeline.warehouse import pgcopy
+from pipeline.warehouse.facts import Warehouse
 from tests.gold_oracle import Reading
 from tests.silver_rows import silver
 

@@ -11,11 +11,11 @@ import pytest
 
 from apps import warehouse as app
 from contracts.warehouse import FACTS, statements
-from pipeline import migrations
 from pipeline import settings as config
 from pipeline.errors import BadInput, NotSetUp, SchemaTooNew
 from pipeline.settings import Settings
-from pipeline.warehouse import Warehouse
+from pipeline.warehouse import migrations
+from pipeline.warehouse.facts import Warehouse
 
 pytestmark = pytest.mark.postgres
 

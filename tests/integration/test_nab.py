@@ -13,8 +13,8 @@ import pytest
 from apps import bronze, gold, ingest, load, silver, simulate, warehouse
 from apps.reconcile import reconcile
 from contracts.tables import GOLD_SENSOR_5MIN
-from pipeline import kafka
-from pipeline.lake import Lake
+from pipeline.broker import kafka
+from pipeline.lake.delta import Lake
 from pipeline.settings import Settings
 from tests.gold_oracle import Entry, Oracle, Reading
 from tests.gold_tables import assert_gold

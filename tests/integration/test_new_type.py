@@ -20,8 +20,9 @@ from contracts.tables import (
     SILVER_READINGS,
     Table,
 )
-from pipeline import kafka, metrics
-from pipeline.lake import Lake
+from pipeline import metrics
+from pipeline.broker import kafka
+from pipeline.lake.delta import Lake
 from pipeline.settings import Settings
 
 pytestmark = [pytest.mark.kafka, pytest.mark.s3, pytest.mark.postgres, pytest.mark.slow]

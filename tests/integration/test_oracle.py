@@ -11,8 +11,8 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from apps import bronze, gold, ingest, load, silver, warehouse
-from pipeline import kafka
 from pipeline import settings as config
+from pipeline.broker import kafka
 from pipeline.settings import Settings
 from tests import oracle
 from tests.feed import Feed, Sender, days_ago

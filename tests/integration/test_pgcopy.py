@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pipeline import pgcopy
 from pipeline import settings as config
+from pipeline.warehouse import pgcopy
 
 pytestmark = pytest.mark.postgres
 

@@ -33,8 +33,8 @@ from contracts.tables import (
 )
 from pipeline import settings as config
 from pipeline.errors import Conflict, NotSetUp
-from pipeline.lake import Lake
-from pipeline.refresh import Refresh
+from pipeline.gold.refresh import Refresh
+from pipeline.lake.delta import Lake
 from pipeline.settings import Settings
 from tests import gold_tables, silver_oracle
 from tests.gold_oracle import Oracle, Reading

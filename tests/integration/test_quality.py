@@ -21,8 +21,8 @@ from contracts.tables import (
     SILVER_READINGS,
 )
 from pipeline.errors import NotSetUp
-from pipeline.lake import Lake, append
-from pipeline.refresh import Refresh
+from pipeline.gold.refresh import Refresh
+from pipeline.lake.delta import Lake, append
 from pipeline.settings import Settings, environment
 from tests.integration.test_silver import (
     FEED,

@@ -18,9 +18,9 @@ from apps.silver import COVERED, Silver
 from contracts.registry import Registry, load_registry, parse_registry
 from contracts.tables import SILVER_QUARANTINE, SILVER_READINGS
 from pipeline import settings as config
-from pipeline.books import bronze_against_silver, fingerprints
 from pipeline.errors import BadInput, NotSetUp
-from pipeline.lake import Lake, progress
+from pipeline.lake.delta import Lake, progress
+from pipeline.monitoring.books import bronze_against_silver, fingerprints
 from pipeline.settings import Detection, environment
 from tests.integration.test_silver import (
     IMPOSSIBLE,

@@ -14,10 +14,10 @@ from apps.silver import COVERED, HELD
 from contracts.tables import BRONZE_READINGS, SILVER_QUARANTINE, SILVER_READINGS
 from pipeline import settings as config
 from pipeline.errors import Conflict, Unreachable
-from pipeline.history import RAW
-from pipeline.lake import progress
-from pipeline.outbox import Outbox
-from pipeline.statestore import StateStore
+from pipeline.lake.delta import progress
+from pipeline.silver.history import RAW
+from pipeline.silver.outbox import Outbox
+from pipeline.silver.statestore import StateStore
 from tests.integration.test_rebuild import (
     AFTER,
     BEFORE,

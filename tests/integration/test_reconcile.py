@@ -23,14 +23,14 @@ from contracts.tables import (
     Table,
 )
 from contracts.warehouse import FACTS
-from pipeline import kafka
-from pipeline.lake import Lake, append
-from pipeline.outbox import Outbox
-from pipeline.plan import EVERYTHING, Loaded
+from pipeline.broker import kafka
+from pipeline.lake.delta import Lake, append
+from pipeline.lake.sink import app_id
 from pipeline.settings import Kafka, Settings
-from pipeline.sink import app_id
-from pipeline.statestore import StateStore
-from pipeline.warehouse import Job, Warehouse
+from pipeline.silver.outbox import Outbox
+from pipeline.silver.statestore import StateStore
+from pipeline.warehouse.facts import Job, Warehouse
+from pipeline.warehouse.plan import EVERYTHING, Loaded
 
 pytestmark = [pytest.mark.kafka, pytest.mark.s3, pytest.mark.postgres]
 

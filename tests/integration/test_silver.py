@@ -17,14 +17,14 @@ from apps import silver
 from apps.silver import COVERED, Silver, run
 from contracts.registry import load_registry
 from contracts.tables import BRONZE_READINGS, SILVER_QUARANTINE, SILVER_READINGS, Table
-from pipeline import lake as lakes
 from pipeline import metrics
 from pipeline import settings as config
 from pipeline.errors import CeilingPassed, Conflict, HistoryMismatch, NotSetUp, Unreachable
-from pipeline.lake import Lake, append, progress
-from pipeline.outbox import Outbox
+from pipeline.lake import delta as lakes
+from pipeline.lake.delta import Lake, append, progress
 from pipeline.settings import Settings
-from pipeline.statestore import StateStore
+from pipeline.silver.outbox import Outbox
+from pipeline.silver.statestore import StateStore
 
 NOW = datetime(2026, 4, 2, tzinfo=UTC)
 MIDNIGHT = datetime(2026, 4, 1, tzinfo=UTC)

@@ -18,11 +18,11 @@ from confluent_kafka import TopicPartition
 
 from apps.local import Broker, free_ports
 from apps.simulate import run
-from pipeline import kafka, kafka_errors, offsets
-from pipeline.decode import RawMessages, decode
+from pipeline.broker import kafka, kafka_errors, offsets
 from pipeline.errors import BadInput, NotSetUp, Unreachable
 from pipeline.settings import Kafka, Observability, Settings
 from pipeline.stage import retrying
+from pipeline.wire.decode import RawMessages, decode
 from tests.processes import call, spawn, until
 from tests.services import unique
 

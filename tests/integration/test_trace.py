@@ -7,7 +7,7 @@ import pytest
 
 from apps import bronze, gold, ingest, load, silver, warehouse
 from apps.trace import run, trace
-from pipeline import kafka
+from pipeline.broker import kafka
 from pipeline.settings import Settings
 from tests.processes import succeed
 

@@ -21,11 +21,11 @@ from contracts.tables import (
     Table,
 )
 from pipeline import settings as config
-from pipeline import upkeep
 from pipeline.errors import HistoryMismatch, NotSetUp
-from pipeline.lake import Lake, append, changes, replace
+from pipeline.lake import upkeep
+from pipeline.lake.delta import Lake, append, changes, replace
+from pipeline.lake.sink import DeltaSink
 from pipeline.settings import Settings
-from pipeline.sink import DeltaSink
 from tests.unit.pipeline.test_sink import TOPIC, decode, feed, rows, whole
 
 DAY = timedelta(days=1)

@@ -11,8 +11,8 @@ from apps.vitals import WAREHOUSE, Observer
 from apps.warehouse import init
 from contracts.tables import BRONZE_READINGS, GOLD_SENSOR_5MIN
 from contracts.wire import Anomaly
-from pipeline import kafka
-from pipeline.lake import Lake
+from pipeline.broker import kafka
+from pipeline.lake.delta import Lake
 from pipeline.settings import Settings
 from tests.processes import until
 

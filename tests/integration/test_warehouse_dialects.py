@@ -19,15 +19,15 @@ from apps import warehouse as app
 from apps.load import Loader, once
 from contracts.tables import GOLD_SENSOR_5MIN
 from contracts.warehouse import DIMENSIONS, FACTS, Fact
-from pipeline import checksum, migrations
-from pipeline import lake as lakes
 from pipeline import settings as config
 from pipeline.errors import AccessDenied, Conflict, ContractBroken, NotSetUp, PipelineError
-from pipeline.lake import Lake
-from pipeline.postgres import PostgreSQL
+from pipeline.lake import delta as lakes
+from pipeline.lake.delta import Lake
 from pipeline.settings import Settings
 from pipeline.stage import retrying
-from pipeline.warehouse import Warehouse
+from pipeline.warehouse import checksum, migrations
+from pipeline.warehouse.facts import Warehouse
+from pipeline.warehouse.postgres import PostgreSQL
 from tests.fakeredshift import FakeRedshift, Hook, Server
 
 pytestmark = [pytest.mark.s3, pytest.mark.postgres]

@@ -22,8 +22,9 @@ from pydantic import SecretStr
 from apps.local import HOST, ObjectStore, Postgres, free_ports
 from apps.warehouse import init
 from dashboards import rules
-from pipeline import kafka, metrics
+from pipeline import metrics
 from pipeline import settings as config
+from pipeline.broker import kafka
 from pipeline.settings import Settings
 from tests.faultproxy import FaultProxy
 from tests.processes import all_ended, spawn, until

@@ -15,8 +15,8 @@ from pydantic import SecretStr
 
 from apps.local import free_ports
 from pipeline import settings as config
-from pipeline.fleet import Fleet
 from pipeline.settings import Settings
+from pipeline.simulation.fleet import Fleet
 from tests.fleet_lake import FleetLake
 from tests.processes import all_ended, spawn, until
 from tests.services import ROOT

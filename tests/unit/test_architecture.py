@@ -13,6 +13,12 @@ from apps.cli import app
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = {"contracts": set(), "pipeline": {"contracts"}, "apps": {"contracts", "pipeline"}}
+LAYERS = (
+    {"core", "wire", "broker"},
+    {"lake"},
+    {"silver", "gold", "detection", "warehouse", "simulation", "monitoring", "evaluation"},
+)
+"""Packages of pipeline: each may import those of the layers below it, and the modules at the root all of them do."""
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 FEW_LINES = 400
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -38,10 +44,26 @@ def test_imports_go_one_way(path: Path) -> None:
     assert foreign <= PACKAGES[package] | {package}
 
 
+def test_packages_of_the_pipeline_import_one_way() -> None:
+    packages = {path.name for path in (ROOT / "pipeline").iterdir() if (path / "__init__.py").exists()}
+    assert packages == set().union(*LAYERS)
+    wrong = []
+    for path in sorted((ROOT / "pipeline").rglob("*.py")):
+        home = path.relative_to(ROOT / "pipeline").parts[0]
+        layer = next((rank for rank, layer in enumerate(LAYERS) if home in layer), -1)
+        allowed = set().union(*LAYERS[: max(layer, 0)]) | {home}
+        for name in imports(path):
+            first, _, rest = name.partition(".")
+            imported = rest.split(".")[0]
+            if first == "pipeline" and imported in packages - allowed:
+                wrong.append(f"{named(path)} imports {name}")
+    assert not wrong
+
+
 @pytest.mark.parametrize("path", MODULES, ids=named)
 def test_quix_streams_and_pandera_come_without_what_nobody_uses_of_them(path: Path) -> None:
     """What they bring along is a good part of a stage's start."""
-    if named(path) not in ("pipeline/quix.py", "contracts/validation.py"):
+    if named(path) not in ("pipeline/broker/quix.py", "contracts/validation.py"):
         assert {name.split(".")[0] for name in imports(path)}.isdisjoint({"quixstreams", "pandera"})
 
 

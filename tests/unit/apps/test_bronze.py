@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from apps import bronze, ingest
 from contracts.tables import BRONZE_READINGS
 from contracts.wire import DeadLetterHeader, Reason
-from pipeline import kafka, offsets
 from pipeline import settings as config
-from pipeline.decode import Dead
+from pipeline.broker import kafka, offsets
 from pipeline.errors import HistoryMismatch
-from pipeline.lake import Lake, append
+from pipeline.lake.delta import Lake, append
+from pipeline.lake.sink import Message, app_id
 from pipeline.settings import Settings
-from pipeline.sink import Message, app_id
+from pipeline.wire.decode import Dead
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 TOPIC = "sensors.readings"

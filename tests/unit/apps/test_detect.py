@@ -11,10 +11,10 @@ from apps.bronze import anomalies
 from apps.detect import _Checkpoints, _Pace, _PartitionStore
 from contracts.registry import load_registry
 from contracts.wire import Window
-from pipeline.livewindows import Silence
+from pipeline.broker.stream import to_restore
+from pipeline.detection.livewindows import Silence
+from pipeline.lake.sink import Message
 from pipeline.settings import Detect, Kafka, Settings
-from pipeline.sink import Message
-from pipeline.stream import to_restore
 
 NOW = datetime(2026, 3, 1, 12, 3, tzinfo=UTC)
 NOW_US = round(NOW.timestamp() * 1e6)

@@ -21,10 +21,10 @@ from apps.breaches import Recorder
 from apps.digest import collected, run
 from contracts.tables import GOLD_SENSOR_5MIN
 from pipeline.errors import AccessDenied, BadInput, Unreachable
-from pipeline.fleet import Fleet
-from pipeline.lake import Lake
-from pipeline.objectives import Verdict
+from pipeline.lake.delta import Lake
+from pipeline.monitoring.objectives import Verdict
 from pipeline.settings import Settings
+from pipeline.simulation.fleet import Fleet
 from tests.fleet_lake import FleetLake
 
 START = datetime(2026, 3, 1, 23, 30, tzinfo=UTC)

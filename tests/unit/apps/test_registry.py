@@ -13,7 +13,7 @@ from contracts.registry import RegistryError, load_registry
 from contracts.tables import SILVER_READINGS
 from pipeline import settings as config
 from pipeline.errors import BadInput, NotSetUp
-from pipeline.lake import Lake, append
+from pipeline.lake.delta import Lake, append
 from pipeline.settings import Settings
 from tests.gold_oracle import Reading
 from tests.silver_rows import silver

@@ -14,12 +14,12 @@ from apps.silence import Ear
 from apps.status import Observer, show_history, told_by
 from apps.vitals import own
 from pipeline.errors import PipelineError
-from pipeline.fleet import Fleet
-from pipeline.lake import Lake
-from pipeline.objectives import Verdict
+from pipeline.lake.delta import Lake
+from pipeline.monitoring.objectives import Verdict
+from pipeline.monitoring.status import Samples, StageFacts
 from pipeline.settings import Settings
+from pipeline.simulation.fleet import Fleet
 from pipeline.stage import PORTS
-from pipeline.status import Samples, StageFacts
 from tests.fleet_lake import FleetLake
 
 SENSORS = 8

@@ -8,7 +8,7 @@ import sqlglot
 from sqlglot import exp
 
 from contracts.warehouse import DIMENSIONS, FACTS, VIEWS, Dialect, relations, statements
-from pipeline import migrations
+from pipeline.warehouse import migrations
 
 REDSHIFT = sqlglot.Dialect.get_or_raise("redshift")
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.kafka_security import connection
+from pipeline.broker.kafka_security import connection
 from pipeline.settings import Settings, load_settings
 from pipeline.stage import PORTS
 from tests.commandline import parse

@@ -12,9 +12,9 @@ import yaml
 from confluent_kafka.admin import AclOperation, ResourceType
 
 from contracts.tables import TABLES
-from pipeline import kafka_acls
-from pipeline.export import EXPORTS
+from pipeline.broker import kafka_acls
 from pipeline.settings import Settings
+from pipeline.warehouse.export import EXPORTS
 
 ROOT = Path(__file__).parents[3]
 MODULES = ROOT / "deploy/terraform/modules"
@@ -80,7 +80,7 @@ def test_the_roles_prefixes_are_those_of_the_lake() -> None:
     }
     assert used == layers | beside
     source = "\n".join(
-        path.read_text() for path in [*(ROOT / "pipeline").glob("*.py"), *(ROOT / "apps").glob("*.py")]
+        path.read_text() for path in [*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "apps").rglob("*.py")]
     )
     assert all(f"{name}/" in source for name in beside - {EXPORTS})
     for module in ("lake", "redshift"):

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from contracts.registry import parse_registry
 from contracts.tables import GOLD_DAILY_SUMMARY, GOLD_LOCATION_HOURLY, GOLD_SENSOR_5MIN, Table
-from pipeline.aggregate import daily_summary, location_hourly, sensor_5min, summary
-from pipeline.quality import validated
+from pipeline.core.aggregate import daily_summary, location_hourly, sensor_5min, summary
+from pipeline.lake.quality import validated
 from tests.gold_oracle import Entry, Oracle, Reading, Row
 from tests.silver_rows import silver
 

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from pipeline.books import (
+from pipeline.monitoring.books import (
     Books,
     Entry,
     bronze_against_silver,

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-from pipeline.breaches import Breach, follow, rows, standing
-from pipeline.objectives import Verdict
+from pipeline.monitoring.breaches import Breach, follow, rows, standing
+from pipeline.monitoring.objectives import Verdict
 
 START = datetime(2026, 3, 1, 23, 59, 50, tzinfo=UTC)
 

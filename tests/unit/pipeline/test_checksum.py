@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import checksum
+from pipeline.warehouse import checksum
 
 SCHEMA = {
     "name": pl.String(),

@@ -9,8 +9,8 @@ from hypothesis import given
 
 from apps.ingest import dead_letter
 from contracts.wire import Reason
-from pipeline.deadletters import Headers, Letter, again, parse
-from pipeline.decode import Dead
+from pipeline.wire.deadletters import Headers, Letter, again, parse
+from pipeline.wire.decode import Dead
 
 
 class Raw:

@@ -4,10 +4,10 @@ import pytest
 
 from contracts.wire import Reason
 from pipeline import metrics
-from pipeline.deadshare import DeadShare
-from pipeline.decode import Dead
 from pipeline.errors import TerminalError
 from pipeline.settings import Ingest
+from pipeline.wire.deadshare import DeadShare
+from pipeline.wire.decode import Dead
 
 
 def dead(count: int) -> list[Dead]:

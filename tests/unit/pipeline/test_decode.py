@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts.wire import MAX_UNIT_BYTES, Reason
-from pipeline import decode as decoding
-from pipeline.decode import READING_SCHEMA, RawMessages, Split, decode
+from pipeline.wire import decode as decoding
+from pipeline.wire.decode import READING_SCHEMA, RawMessages, Split, decode
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 SKEW_S = 300.0

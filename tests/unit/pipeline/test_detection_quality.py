@@ -6,7 +6,7 @@ import polars as pl
 
 from apps.detect_eval import severity
 from benchmarks.detection import corpus, detected, nab_of, nab_series, plain, quality
-from pipeline.episodes import Quality
+from pipeline.evaluation.episodes import Quality
 from pipeline.settings import Detection
 
 PUBLISHED_WINDOWED_GAUSSIAN = 39.6

@@ -8,14 +8,15 @@ import polars as pl
 import pytest
 
 from contracts.registry import load_registry
-from pipeline import detector as module
-from pipeline import metrics, statelog
-from pipeline.detector import Detector
+from pipeline import metrics
+from pipeline.core.refine import State, refine
+from pipeline.detection import detector as module
+from pipeline.detection import statelog
+from pipeline.detection.detector import Detector
+from pipeline.detection.livewindows import Silence
 from pipeline.errors import SchemaTooNew, TerminalError
-from pipeline.livewindows import Silence
-from pipeline.microbatch import _ipc, _record_batch
-from pipeline.refine import State, refine
 from pipeline.settings import Detect, Settings
+from pipeline.wire.microbatch import _ipc, _record_batch
 from tests.unit.pipeline.test_memory import R, table
 
 REGISTRY = load_registry(None)

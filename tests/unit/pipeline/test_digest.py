@@ -7,9 +7,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pipeline.breaches import Breach
-from pipeline.digest import Digest, Group, Hour, Layer, Sensor, slack, subject, text
-from pipeline.digest_page import chart, page
+from pipeline.monitoring.breaches import Breach
+from pipeline.monitoring.digest import Digest, Group, Hour, Layer, Sensor, slack, subject, text
+from pipeline.monitoring.digest_page import chart, page
 
 DAY = date(2026, 3, 1)
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)

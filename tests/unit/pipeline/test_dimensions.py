@@ -6,7 +6,7 @@ import pytest
 
 from contracts.registry import load_registry, parse_registry
 from contracts.warehouse import DIMENSIONS
-from pipeline.dimensions import members, registered
+from pipeline.warehouse.dimensions import members, registered
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 SENSOR, LOCATION, DATE = DIMENSIONS

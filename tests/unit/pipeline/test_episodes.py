@@ -3,7 +3,7 @@ from datetime import UTC, datetime, timedelta
 import polars as pl
 import pytest
 
-from pipeline.episodes import Window, in_windows, judged, labelled
+from pipeline.evaluation.episodes import Window, in_windows, judged, labelled
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 

@@ -11,8 +11,8 @@ import pytest
 from contracts.warehouse import DIMENSIONS, FACTS, Relation
 from pipeline import settings as config
 from pipeline.errors import BadInput
-from pipeline.export import expire, export, parquet
-from pipeline.lake import Lake
+from pipeline.lake.delta import Lake
+from pipeline.warehouse.export import expire, export, parquet
 
 RELATIONS = [*(fact.relation for fact in FACTS), *(dimension.relation for dimension in DIMENSIONS)]
 

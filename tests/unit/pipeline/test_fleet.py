@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from contracts.registry import load_registry
 from contracts.wire import Reason
-from pipeline.decode import RawMessages, decode
+from pipeline.core.refine import IDENTITY, State, refine
 from pipeline.errors import BadInput
-from pipeline.fleet import Batch, Fleet, batches
-from pipeline.refine import IDENTITY, State, refine
 from pipeline.settings import Detection
+from pipeline.simulation.fleet import Batch, Fleet, batches
+from pipeline.wire.decode import RawMessages, decode
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 SENSOR_TYPES = {"temperature", "humidity", "pressure", "vibration"}

@@ -8,8 +8,8 @@ from deltalake import CommitProperties, Transaction, write_deltalake
 from contracts.tables import BRONZE_READINGS
 from pipeline import settings as config
 from pipeline.errors import HistoryMismatch
-from pipeline.history import COMMIT, MAX_VERSIONS, Log, commit_file, inserted, replay, with_commit
-from pipeline.lake import Lake
+from pipeline.lake.delta import Lake
+from pipeline.silver.history import COMMIT, MAX_VERSIONS, Log, commit_file, inserted, replay, with_commit
 
 NOW = datetime(2026, 4, 1, tzinfo=UTC)
 
@@ -133,5 +133,5 @@ def test_a_version_is_named_by_its_file(lake: Lake) -> None:
 
 def test_a_backlog_of_small_versions_is_cut_too(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_VERSIONS >= 100
-    monkeypatch.setattr("pipeline.history.MAX_VERSIONS", 2)
+    monkeypatch.setattr("pipeline.silver.history.MAX_VERSIONS", 2)
     assert Log(lake, lake.files()).target(1, 5, 1_000) == 2

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.detection.identities import Identities, first_readings, hashed
 from pipeline.errors import TerminalError
-from pipeline.identities import Identities, first_readings, hashed
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 

@@ -3,8 +3,8 @@
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
+from pipeline.broker.kafka_errors import translated
 from pipeline.errors import AccessDenied, Conflict, NotSetUp, PipelineError, TerminalError, Unreachable
-from pipeline.kafka_errors import translated
 from pipeline.settings import Settings
 
 KINDS: dict[type[PipelineError], list[int]] = {

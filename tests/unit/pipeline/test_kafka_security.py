@@ -9,8 +9,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from pydantic import SecretStr
 
+from pipeline.broker.kafka_security import connection, msk_token
 from pipeline.errors import AccessDenied, BadInput
-from pipeline.kafka_security import connection, msk_token
 from pipeline.settings import Kafka
 
 ELSEWHERE = "b-1.example.com:9098,b-2.example.com:9098"

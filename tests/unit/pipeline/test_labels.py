@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.episodes import Window
 from pipeline.errors import BadInput
-from pipeline.labels import read_labels
+from pipeline.evaluation.episodes import Window
+from pipeline.evaluation.labels import read_labels
 
 SPAN = ["2026-03-01 12:00:00.000000", "2026-03-01 13:00:00"]
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts.registry import parse_registry
+from pipeline.detection.livewindows import LiveWindows
 from pipeline.errors import TerminalError
-from pipeline.livewindows import LiveWindows
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)

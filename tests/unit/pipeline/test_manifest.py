@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.fleet import Batch
-from pipeline.manifest import Manifest
-from pipeline.replay import Skipped
+from pipeline.simulation.fleet import Batch
+from pipeline.simulation.manifest import Manifest
+from pipeline.simulation.replay import Skipped
 
 BATCH = Batch(
     keys=["s"] * 6,

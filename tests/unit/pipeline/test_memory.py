@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts.registry import load_registry
-from pipeline import identities, livewindows, scoring
-from pipeline.decode import READING_SCHEMA
-from pipeline.detector import Detector
+from pipeline.core import scoring
+from pipeline.core.refine import State, refine
+from pipeline.detection import identities, livewindows
+from pipeline.detection.detector import Detector
+from pipeline.detection.memory import Memory, Worked
 from pipeline.errors import SchemaTooNew, TerminalError
-from pipeline.memory import Memory, Worked
-from pipeline.refine import State, refine
 from pipeline.settings import Detection, Settings
+from pipeline.wire.decode import READING_SCHEMA
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 RULES = Detection(window=6, min_readings=3, threshold=2.0, shift_after=4, lateness_s=60)

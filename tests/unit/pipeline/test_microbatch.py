@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts.wire import MAX_UNIT_BYTES
-from pipeline import microbatch
-from pipeline.decode import READING_SCHEMA
 from pipeline.errors import ContractBroken, SchemaTooNew, SchemaTooOld
-from pipeline.microbatch import BUCKETS, MAX_BYTES, MicroBatch, pack, route, unpack
+from pipeline.wire import microbatch
+from pipeline.wire.decode import READING_SCHEMA
+from pipeline.wire.microbatch import BUCKETS, MAX_BYTES, MicroBatch, pack, route, unpack
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 WINDOW_S = 300

@@ -12,13 +12,13 @@ from quixstreams.sinks import SinkBackpressureError
 from apps import lake as tool
 from contracts.tables import BRONZE_READINGS, BronzeReadings, Table
 from contracts.validation import pa
-from pipeline import changefeed, layout
 from pipeline import settings as config
 from pipeline.errors import Conflict, ContractBroken, MigrationDue, SchemaTooNew, SchemaTooOld
-from pipeline.lake import Lake, append, changes, replace
-from pipeline.migration import due, migrate
+from pipeline.lake import changefeed, layout
+from pipeline.lake.delta import Lake, append, changes, replace
+from pipeline.lake.migration import due, migrate
+from pipeline.lake.sink import DeltaSink
 from pipeline.settings import Settings
-from pipeline.sink import DeltaSink
 from tests.unit.pipeline.test_sink import TOPIC, Message, decode, feed, rows, whole
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.nab import PROFILES, Profile, Scored, nab_score
+from pipeline.evaluation.nab import PROFILES, Profile, Scored, nab_score
 
 STANDARD, LOW_FP, LOW_FN = PROFILES
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.plainjson import read_plain
+from pipeline.wire.plainjson import read_plain
 from tests.unit.pipeline.test_decode import READING
 
 

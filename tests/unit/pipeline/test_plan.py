@@ -13,12 +13,12 @@ import sqlglot
 from sqlglot import exp
 
 from contracts.warehouse import DIMENSIONS, FACTS, Dialect
-from pipeline import plan
 from pipeline import settings as config
-from pipeline.export import Exported
-from pipeline.plan import EVERYTHING, Loaded, Note, Scope
-from pipeline.postgres import PostgreSQL, Stream
-from pipeline.redshift import Files, Redshift
+from pipeline.warehouse import plan
+from pipeline.warehouse.export import Exported
+from pipeline.warehouse.plan import EVERYTHING, Loaded, Note, Scope
+from pipeline.warehouse.postgres import PostgreSQL, Stream
+from pipeline.warehouse.redshift import Files, Redshift
 
 DIRECTORY = Path(__file__).parents[2] / "data" / "sql"
 START = datetime(2026, 3, 1, tzinfo=UTC)

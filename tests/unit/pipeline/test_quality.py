@@ -12,9 +12,9 @@ from prometheus_client import REGISTRY
 from contracts.registry import load_registry
 from contracts.tables import BRONZE_READINGS, GOLD_SENSOR_5MIN, SILVER_READINGS, TABLES, Table
 from contracts.validation import SchemaErrors
-from pipeline.aggregate import sensor_5min
+from pipeline.core.aggregate import sensor_5min
 from pipeline.errors import ContractBroken
-from pipeline.quality import breaking, checks, examined, require, validated
+from pipeline.lake.quality import breaking, checks, examined, require, validated
 from tests.gold_oracle import Reading
 from tests.silver_rows import silver
 

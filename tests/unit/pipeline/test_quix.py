@@ -17,9 +17,9 @@ def test_a_stage_starts_without_clients_of_a_schema_registry() -> None:
 
 def test_whoever_wants_the_real_ones_afterwards_gets_them() -> None:
     script = """
-import pipeline.quix, confluent_kafka.schema_registry, httpx
+import pipeline.broker.quix, confluent_kafka.schema_registry, httpx
 from confluent_kafka.schema_registry import SchemaRegistryClient
 SchemaRegistryClient({"url": "http://localhost"})
-print(httpx.codes.OK.value, pipeline.quix.Application.__module__)
+print(httpx.codes.OK.value, pipeline.broker.quix.Application.__module__)
 """
     assert said(script) == "200 quixstreams.app"

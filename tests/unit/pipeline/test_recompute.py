@@ -13,13 +13,13 @@ from apps.gold import tables
 from apps.rebuild import gold
 from contracts.registry import load_registry, parse_registry
 from contracts.tables import GOLD_DAILY_SUMMARY, GOLD_LOCATION_HOURLY, GOLD_SENSOR_5MIN, SILVER_READINGS, Table
-from pipeline import lake as lakes
-from pipeline import recompute as recomputing
 from pipeline import settings as config
 from pipeline.errors import Conflict, ContractBroken, HistoryMismatch
-from pipeline.lake import Lake
-from pipeline.recompute import Recomputed, recompute
-from pipeline.refresh import Refresh
+from pipeline.gold import recompute as recomputing
+from pipeline.gold.recompute import Recomputed, recompute
+from pipeline.gold.refresh import Refresh
+from pipeline.lake import delta as lakes
+from pipeline.lake.delta import Lake
 from pipeline.settings import Settings
 from tests.gold_oracle import Reading
 from tests.silver_rows import silver

@@ -14,8 +14,8 @@ from pydantic import SecretStr
 from contracts.warehouse import FACTS
 from pipeline import settings as config
 from pipeline.errors import AccessDenied, BadInput, ContractBroken, NotSetUp, PipelineError, Unreachable
-from pipeline.redshift import Credentials, Redshift
-from pipeline.warehouse_errors import translated
+from pipeline.warehouse.errors import translated
+from pipeline.warehouse.redshift import Credentials, Redshift
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 SERVERLESS = config.Warehouse(dialect="redshift", host="wg.example", port=5439, database="dev", workgroup="fleet")

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from contracts.registry import load_registry
 from contracts.tables import BRONZE_READINGS, SILVER_QUARANTINE, SILVER_READINGS
-from pipeline.quality import validated
-from pipeline.refine import Refined, State, refine, suspects
+from pipeline.core.refine import Refined, State, refine, suspects
+from pipeline.lake.quality import validated
 from pipeline.settings import Detection
 from tests.silver_oracle import HOSTILE, REGISTRY, RULES, START, Reference, reading, smooth
 

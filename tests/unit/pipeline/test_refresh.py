@@ -16,13 +16,13 @@ from polars.testing import assert_frame_equal
 from apps.gold import tables
 from contracts.registry import load_registry
 from contracts.tables import GOLD_DAILY_SUMMARY, GOLD_LOCATION_HOURLY, GOLD_SENSOR_5MIN, SILVER_READINGS, Table
-from pipeline import lake as lakes
-from pipeline import refresh as refreshing
 from pipeline import settings as config
-from pipeline.aggregate import daily_summary, location_hourly, sensor_5min
+from pipeline.core.aggregate import daily_summary, location_hourly, sensor_5min
 from pipeline.errors import Conflict, ContractBroken, HistoryMismatch, NotSetUp
-from pipeline.lake import Lake
-from pipeline.refresh import Refresh
+from pipeline.gold import refresh as refreshing
+from pipeline.gold.refresh import Refresh
+from pipeline.lake import delta as lakes
+from pipeline.lake.delta import Lake
 from tests.gold_oracle import Reading
 from tests.silver_rows import silver
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import BadInput
-from pipeline.replay import FIELDS, Skipped, blocks, layout, messages, newest_us
+from pipeline.simulation.replay import FIELDS, Skipped, blocks, layout, messages, newest_us
 
 NAB = Path(__file__).parents[2] / "data" / "nab" / "replay.csv.gz"
 HEADER = "event_id,sensor_id,sensor_type,location,timestamp,value,unit"

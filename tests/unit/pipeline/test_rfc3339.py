@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.rfc3339 import parse_rfc3339
+from pipeline.wire.rfc3339 import parse_rfc3339
 
 RFC3339: dict[str, datetime | None] = {
     "2026-03-01T12:00:00Z": datetime(2026, 3, 1, 12, tzinfo=UTC),

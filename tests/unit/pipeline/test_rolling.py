@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from contracts.registry import SeriesNames
+from pipeline.core.rolling import FORMAT, State
 from pipeline.errors import SchemaTooNew, SchemaTooOld, TerminalError
-from pipeline.rolling import FORMAT, State
 from pipeline.settings import Detection
 
 RULES = Detection(window=4, shift_after=3)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import scoring
-from pipeline.scoring import Limits, Scores, compiled, memory_dtype, score
+from pipeline.core import scoring
+from pipeline.core.scoring import Limits, Scores, compiled, memory_dtype, score
 from pipeline.settings import Detection
 
 OFF = 1e12

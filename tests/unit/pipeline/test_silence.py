@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from contracts.registry import parse_registry
-from pipeline.silence import HEARD, heard, silent
+from pipeline.monitoring.silence import HEARD, heard, silent
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 REGISTRY = parse_registry("""

@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from quixstreams.sinks import SinkBackpressureError
 
-import pipeline.sink
+import pipeline.lake.sink
 from contracts.tables import BRONZE_READINGS, Table
 from pipeline import settings as config
 from pipeline.errors import AccessDenied, Conflict, ContractBroken, HistoryMismatch, Unreachable
-from pipeline.lake import Lake, append, progress
-from pipeline.sink import Decoded, DeltaSink, Message, app_id, positions
+from pipeline.lake.delta import Lake, append, progress
+from pipeline.lake.sink import Decoded, DeltaSink, Message, app_id, positions
 
 TOPIC = "sensors.readings"
 ROWS = 3
@@ -103,7 +103,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, *, committed: boo
         if fails:
             raise error
 
-    monkeypatch.setattr(pipeline.sink, "append", broken)
+    monkeypatch.setattr(pipeline.lake.sink, "append", broken)
 
 
 def test_a_flush_commits_rows_and_last_offsets_of_all_partitions_at_once(
@@ -248,7 +248,7 @@ def test_the_table_is_not_opened_anew_under_a_buffer(
 def test_the_table_is_opened_anew_after_a_number_of_commits(
     lake: Lake, opened: Callable[..., DeltaSink], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline.sink, "REOPEN_AFTER", 5)
+    monkeypatch.setattr(pipeline.lake.sink, "REOPEN_AFTER", 5)
     sink = opened()
     feed(sink, 0, 0)
     times = []
@@ -297,7 +297,7 @@ def test_an_abandoned_flush_that_finishes_late_writes_nothing_twice(
         append(table, definition, frame, versions)
 
     feed(sink, 0, 1, 2)
-    monkeypatch.setattr(pipeline.sink, "append", slow)
+    monkeypatch.setattr(pipeline.lake.sink, "append", slow)
     abandoned = threading.Thread(target=sink.flush)
     abandoned.start()
     assert started.wait(10)
@@ -352,7 +352,7 @@ def test_a_store_that_stays_away_is_tried_for_a_bounded_time(
     sink = opened(retry_s=0.05)
     failing(monkeypatch, Unreachable("down"), committed=False, times=100)
     seconds = itertools.count(step=0.01)  # two looks at the clock in each attempt
-    monkeypatch.setattr(pipeline.sink, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr(pipeline.lake.sink, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
     pauses = []
 
     def read_again_and_again() -> None:

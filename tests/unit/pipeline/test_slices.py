@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import NotSetUp, Unreachable
-from pipeline.slices import Slices, read, starts_of, within
+from pipeline.lake.slices import Slices, read, starts_of, within
 
 START = datetime(2026, 3, 31, 23, 0, tzinfo=UTC)
 FIVE = timedelta(minutes=5)

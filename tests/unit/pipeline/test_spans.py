@@ -3,8 +3,8 @@
 import hypothesis.strategies as st
 from hypothesis import given
 
-from pipeline import spans
-from pipeline.spans import Range
+from pipeline.broker import spans
+from pipeline.broker.spans import Range
 
 RANGES = st.dictionaries(
     st.integers(0, 2),

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from pipeline.stall import Stall, seen
+from pipeline.monitoring.stall import Stall, seen
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 

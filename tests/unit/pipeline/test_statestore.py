@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts.registry import load_registry
+from pipeline.core.refine import IDENTITY, State, refine
 from pipeline.errors import SchemaTooNew, SchemaTooOld
-from pipeline.refine import IDENTITY, State, refine
 from pipeline.settings import Detection
-from pipeline.statestore import MAX_VALUE, Manifest, StateStore, buckets_of
+from pipeline.silver.statestore import MAX_VALUE, Manifest, StateStore, buckets_of
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_superseded_bytes_are_bounded_by_a_full_rewrite(store: StateStore, tmp_p
 def test_an_unknown_format_is_refused(
     store: StateStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int, error: type[Exception]
 ) -> None:
-    monkeypatch.setattr("pipeline.statestore.FORMAT", version)
+    monkeypatch.setattr("pipeline.silver.statestore.FORMAT", version)
     manifest = store.put(1, 1, {0: b"a"}, b"", None)
     monkeypatch.undo()
     assert json.dumps({"format": version})[1:-1].replace(" ", "").encode() in objects(tmp_path)[0].read_bytes()

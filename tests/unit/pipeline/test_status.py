@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from pipeline.objectives import Measured
+from pipeline.monitoring.objectives import Measured
+from pipeline.monitoring.status import WORKERS, Facts, Silent, StageFacts, Status, duration, judge, measured
 from pipeline.settings import Objectives
-from pipeline.status import WORKERS, Facts, Silent, StageFacts, Status, duration, judge, measured
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 WELL = StageFacts(answers=True, ready=True, still_s=0.1, stalled_s=0.0)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.units import MAX_LENGTH, Affine, conversion
+from pipeline.core.units import MAX_LENGTH, Affine, conversion
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_what_is_remembered_is_bounded() -> None:
 
 def test_pint_is_not_loaded_for_canonical_units() -> None:
     program = (
-        "import sys; from pipeline.units import conversion; conversion('degC', 'degC');"
+        "import sys; from pipeline.core.units import conversion; conversion('degC', 'degC');"
         "conversion('10**10', 'degC'); sys.exit('pint' in sys.modules)"
     )
 

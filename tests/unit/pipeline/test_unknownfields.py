@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import metrics
-from pipeline.unknownfields import MAX_NAMES, SAMPLE, UnknownFields, unknown_fields
+from pipeline.wire.unknownfields import MAX_NAMES, SAMPLE, UnknownFields, unknown_fields
 
 READING = dict.fromkeys(["event_id", "sensor_id", "sensor_type", "location", "timestamp", "value", "unit"], "x")
 

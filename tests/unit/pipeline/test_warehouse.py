@@ -12,9 +12,9 @@ from psycopg import errors
 from contracts.warehouse import FACTS
 from pipeline import settings as config
 from pipeline.errors import AccessDenied, Conflict, NotSetUp, PipelineError, Unreachable
-from pipeline.plan import storable
-from pipeline.warehouse import Warehouse
-from pipeline.warehouse_errors import translated
+from pipeline.warehouse.errors import translated
+from pipeline.warehouse.facts import Warehouse
+from pipeline.warehouse.plan import storable
 
 SETTINGS = config.Warehouse(host="wh.example", port=5439, database="dev", user="loader")
 

@@ -7,7 +7,7 @@ from deltalake import DeltaTable, write_deltalake
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.windows import Grid, cut, sql
+from pipeline.lake.windows import Grid, cut, sql
 
 START = datetime(2026, 3, 31, 23, 0, tzinfo=UTC)
 HOURS = Grid("timestamp", timedelta(hours=1))

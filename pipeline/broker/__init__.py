@@ -1,0 +1,1 @@
+"""Kafka: clients, topics, access, offsets, and streams of Quix."""

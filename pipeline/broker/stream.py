@@ -1,0 +1,91 @@
+"""A Quix application as a stage: its loop, its stopping, and its errors as ours."""
+
+import contextvars
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import msgspec
+from confluent_kafka import KafkaException
+
+from pipeline.broker import kafka_errors
+from pipeline.broker.quix import (
+    Application,
+    BaseKafkaException,
+    KafkaBrokerUnavailableError,
+    PartitionAssignmentError,
+)
+from pipeline.errors import PipelineError, Unreachable
+from pipeline.settings import Settings
+from pipeline.stage import Stage
+
+_LOOK_EVERY_S = 0.2
+
+
+class _Group(msgspec.Struct, frozen=True):
+    join_state: str = ""
+
+
+class _Statistics(msgspec.Struct, frozen=True):
+    cgrp: _Group = _Group()
+
+
+def steady(statistics: str) -> bool:
+    """Whether the client has its partitions, from what librdkafka hands to `stats_cb`."""
+    return msgspec.json.decode(statistics, type=_Statistics).cgrp.join_state == "steady"
+
+
+def run(app: Application, settings: Settings, stage: Stage, done: Callable[[], bool]) -> None:
+    """Run until the stage is stopping or `done`, which is asked in a thread of its own. Both commit what was read."""
+    ended = threading.Event()
+    failed: list[PipelineError] = []
+
+    def watch() -> None:
+        stop = False
+        while not ended.wait(_LOOK_EVERY_S):
+            try:
+                stop = stop or stage.stopping.is_set() or done()
+            except PipelineError as error:
+                failed.append(error)
+                stop = True
+            if stop:
+                app.stop()
+
+    app._setup_signal_handlers = lambda: None  # the stage has its own, which end in app.stop() above
+    watcher = threading.Thread(target=contextvars.copy_context().run, args=[watch], daemon=True, name="watcher")
+    watcher.start()
+    try:
+        with _translated(settings):
+            app.run()
+    finally:
+        ended.set()
+    for error in failed:
+        raise error
+
+
+@contextmanager
+def _translated(settings: Settings) -> Iterator[None]:
+    with kafka_errors.translated(settings, "consume"):
+        try:
+            yield
+        except BaseKafkaException as error:
+            raise KafkaException(error.error) from error
+        except PartitionAssignmentError as error:
+            raise error.__cause__ or error from error
+        except KafkaBrokerUnavailableError as error:
+            raise Unreachable(
+                f"Kafka at {settings.kafka.bootstrap_servers} did not answer for {settings.retry_s:g} s.",
+                "Is the broker up? `pipeline doctor` tests it.",
+            ) from error
+
+
+def to_restore(app: Application) -> int:
+    """Messages of the changelog that are still to be read before the state is whole."""
+    recovery = app._state_manager._recovery_manager
+    if recovery is None or not recovery.has_assignments:
+        return 0
+    left = 0
+    for partition in dict(recovery.partitions).values():
+        for each in dict(partition).values():
+            left += max(1, each.changelog_highwater - max(each.recovery_consume_position or 0, each.offset))
+    return left

@@ -1,0 +1,1 @@
+"""Anomalies of a series while it arrives: the detector, and the state that it can be restarted from."""

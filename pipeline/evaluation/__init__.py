@@ -1,0 +1,1 @@
+"""How good detection is: its findings beside labels."""

@@ -1,0 +1,1 @@
+"""Windows of sensors, made again where Silver changed."""

@@ -1,0 +1,1 @@
+"""Delta tables: written exactly once, read, followed, laid out and kept small."""

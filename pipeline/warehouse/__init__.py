@@ -1,0 +1,1 @@
+"""Gold and dimensions in Redshift or PostgreSQL: loaded, compared, and brought to a new layout."""
