@@ -24,7 +24,7 @@ _DENIED = {
     KafkaError.CLUSTER_AUTHORIZATION_FAILED,
     KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
 }
-_MISSING = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION}
+_MISSING = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC}
 _SILENT = {
     KafkaError._TIMED_OUT,
     KafkaError._TIMED_OUT_QUEUE,
@@ -36,6 +36,7 @@ _SILENT = {
 }
 _MOVING = {
     KafkaError._NOENT,  # what the client calls partitions that have no leader
+    KafkaError._UNKNOWN_PARTITION,  # just added: the group hands it out before the client heard that it is there
     KafkaError.BROKER_NOT_AVAILABLE,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
@@ -105,6 +106,12 @@ def _translate(settings: Settings, doing: str, error: KafkaError) -> PipelineErr
         return TerminalError(
             f"{where}: another process of the same stage took the place of this one: {error.str()}",
             "Run one process for each instance name; further ones need PIPELINE_KAFKA__INSTANCE set to another.",
+        )
+    if code == KafkaError._FATAL or error.fatal():
+        return Conflict(
+            f"{where}: could not {doing}, and the client cannot go on: {error.str()}",
+            "The broker knows it no longer, or another process has its instance name (PIPELINE_KAFKA__INSTANCE). A "
+            "new process reads on from the last commit.",
         )
     if code in _FENCED or error.txn_requires_abort():
         return Conflict(f"{where}: could not {doing}, another instance took over: {error.str()}")

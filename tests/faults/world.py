@@ -73,6 +73,8 @@ class Worker:
     _process: ForkServerProcess | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _log_before: int = 0
+    _without_room: bool = False
+    """The process of the moment can write nothing, not even why it ends."""
 
     @property
     def plan(self) -> Path:
@@ -109,7 +111,8 @@ class Worker:
     def explained(self) -> bool:
         """Did the last process end in a way that what is injected explains?"""
         stopped_early = self.code == -signal.SIGTERM and _BEGUN not in self.said
-        return self.code in ENDS_WELL or stopped_early or self.forgiven or INJECTED in self.said
+        excused = self.forgiven or self._without_room or INJECTED in self.said
+        return self.code in ENDS_WELL or stopped_early or excused
 
     def told(self, words: str) -> int:
         """How often its log has these words."""
@@ -118,6 +121,7 @@ class Worker:
     def start(self) -> None:
         """Start a process; the last one has ended."""
         self._log_before = self.log.stat().st_size if self.log.exists() else 0
+        self._without_room = self.largest_file is not None
         self._process = spawn(
             self.stage,
             self.plan,

@@ -18,8 +18,14 @@ KINDS: dict[type[PipelineError], list[int]] = {
         KafkaError.KAFKA_STORAGE_ERROR,
         KafkaError.ILLEGAL_SASL_STATE,
         KafkaError._NOENT,
+        KafkaError._UNKNOWN_PARTITION,
     ],
-    Conflict: [KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.ILLEGAL_GENERATION, KafkaError._MAX_POLL_EXCEEDED],
+    Conflict: [
+        KafkaError.INVALID_PRODUCER_EPOCH,
+        KafkaError.ILLEGAL_GENERATION,
+        KafkaError._MAX_POLL_EXCEEDED,
+        KafkaError._FATAL,
+    ],
     AccessDenied: [KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.SASL_AUTHENTICATION_FAILED],
     NotSetUp: [KafkaError.UNKNOWN_TOPIC_OR_PART],
     TerminalError: [KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_CONFIG],
@@ -28,8 +34,10 @@ KINDS: dict[type[PipelineError], list[int]] = {
 
 @pytest.mark.parametrize(("kind", "code"), [(kind, code) for kind, codes in KINDS.items() for code in codes])
 def test_a_brokers_error_is_what_it_means_for_the_stage(kind: type[PipelineError], code: int) -> None:
-    """After a broker's restart one that has not caught up answers UNKNOWN_LEADER_EPOCH, and the client that there are
-    no leaders (_NOENT): bronze and detect ended for good."""
+    """After a broker's restart one that has not caught up answers UNKNOWN_LEADER_EPOCH, the client that there are no
+    leaders (_NOENT), or that it cannot commit again (_FATAL); a partition that was just added is handed out before
+    the client heard of it (_UNKNOWN_PARTITION). Each ended a stage for good.
+    """
     with pytest.raises(PipelineError) as told, translated(Settings(), "read"):
         raise KafkaException(KafkaError(code))
     assert type(told.value) is kind
