@@ -1,7 +1,7 @@
 # Needs python3 (3.11 or newer) and make; everything else goes into .venv.
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format types audit requirements check-requirements bench bench-full bench-page bench-load bench-validation \
-	bench-metrics bench-detect bench-latency parity soak-dashboard eval faults check-dashboards drill up down image check-image check-deploy \
+	bench-metrics bench-detect bench-latency bench-history bench-engine bench-scale parity soak soak-dashboard eval faults check-dashboards drill up down image check-image check-deploy \
 	check-terraform clean
 
 PYTHON ?= python3
@@ -47,12 +47,14 @@ audit: setup ## Known vulnerabilities of what is pinned
 requirements: setup ## Pin the newest versions that pyproject.toml allows
 	$(BIN)/$(COMPILE) --upgrade --output-file requirements.txt
 	$(BIN)/$(COMPILE) --upgrade --constraint requirements.txt --extra demo --extra dev --output-file requirements-dev.txt
+	$(BIN)/$(COMPILE) --upgrade --constraint requirements.txt --extra ray --output-file requirements-ray.txt
 
 check-requirements: setup ## Do the pins fit pyproject.toml? (A newer version somewhere is no reason to fail)
-	@scratch=$$(mktemp -d) && trap 'rm -rf $$scratch' EXIT && cp requirements.txt requirements-dev.txt $$scratch \
+	@scratch=$$(mktemp -d) && trap 'rm -rf $$scratch' EXIT && cp requirements.txt requirements-dev.txt requirements-ray.txt $$scratch \
 	&& $(BIN)/$(COMPILE) --output-file $$scratch/requirements.txt \
 	&& $(BIN)/$(COMPILE) --constraint requirements.txt --extra demo --extra dev --output-file $$scratch/requirements-dev.txt \
-	&& for file in requirements.txt requirements-dev.txt; do diff -u $$file $$scratch/$$file \
+	&& $(BIN)/$(COMPILE) --constraint requirements.txt --extra ray --output-file $$scratch/requirements-ray.txt \
+	&& for file in requirements.txt requirements-dev.txt requirements-ray.txt; do diff -u $$file $$scratch/$$file \
 	|| { echo "$$file does not fit pyproject.toml: run make requirements"; exit 1; }; done
 
 bench: setup ## Each stage on a core of its own, beside what people would write instead (needs Java)
@@ -91,6 +93,18 @@ check-dashboards: setup ## Every panel and rule on a real Prometheus that scrape
 
 drill: setup ## Faults that have to set off alerts, up to a real Alertmanager (Debian: prometheus, prometheus-alertmanager)
 	@$(BIN)/python -m tests.observability.drill
+
+bench-history: setup ## A cycle on a lake of a year beside the same on one of a day (needs Java; ARGS="--days 30")
+	@$(BIN)/python -m benchmarks.history $(ARGS)
+
+soak: setup ## 5,000 commits with upkeep, then all stages for 30 minutes (needs Java; ARGS="--minutes 5")
+	@$(BIN)/python -m benchmarks.soak $(ARGS)
+
+bench-engine: setup ## A rebuild in one process, and on one and two workers of Ray
+	@$(BIN)/python -m benchmarks.engine $(ARGS)
+
+bench-scale: setup ## ingest and detect with 1, 2 and 4 partitions and processes (needs Java)
+	@$(BIN)/python -m benchmarks.scale $(ARGS)
 
 eval: setup ## How well anomalies are found, on labelled data (ARGS="--grid": how the defaults were chosen)
 	@$(BIN)/python -m benchmarks.detection $(ARGS)

@@ -10,6 +10,10 @@ be changed, nothing of the tables is.
 While it works, a running silver stage waits: the rebuild holds it by a commit of silver/readings, for a minute at a
 time, or for as long again as it has taken so far. That is for politeness only: whoever commits second is refused,
 with or without a hold.
+
+Sensors do not depend on each other, nor do windows: with an engine other than this process their parts are made side
+by side, each from the tables as they are then. There is still one commit, of this process; and where Silver moved on
+while parts were read, that one is refused.
 """
 
 import json
@@ -28,9 +32,11 @@ from apps.silver import Silver, Tables
 from contracts.registry import Registry, load_registry
 from contracts.tables import SILVER_QUARANTINE, SILVER_READINGS, Rule
 from pipeline.core.refine import State
+from pipeline.engine import Beat, Engine, Here
 from pipeline.errors import BadInput, PipelineError, TerminalError
 from pipeline.gold.recompute import Recomputed, recompute
-from pipeline.lake.delta import Lake
+from pipeline.lake.delta import Lake, translated
+from pipeline.lake.layout import scan
 from pipeline.settings import Settings
 from pipeline.silver import rebuild
 from pipeline.silver.copies import COLUMNS
@@ -38,7 +44,10 @@ from pipeline.silver.history import RAW
 from pipeline.silver.outbox import Outbox
 from pipeline.silver.rebuild import Differences
 from pipeline.silver.retrace import Piece, retraced
+from pipeline.silver.statestore import bucket_of
 from pipeline.stage import retrying
+
+HERE = Here()
 
 HOLD = timedelta(seconds=60)
 LONGEST_HOLD = timedelta(minutes=10)
@@ -81,12 +90,15 @@ def silver(
     *,
     dry_run: bool,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    engine: Engine = HERE,
 ) -> Rebuilt:
     """Make the selected part of Silver what a build from scratch gives. Raises Conflict when other writers of Silver
     were first, again and again, NotSetUp where there is no Silver, and as `apps.silver.Silver.opened`.
     """
     tried: dict[int, Rebuilt] = {}
-    return retrying(settings, "rebuild Silver", lambda: _silver(settings, registry, selection, dry_run, clock, tried))
+    return retrying(
+        settings, "rebuild Silver", lambda: _silver(settings, registry, selection, dry_run, clock, engine, tried)
+    )
 
 
 def _silver(
@@ -95,6 +107,7 @@ def _silver(
     selection: Selection,
     dry_run: bool,
     clock: Callable[[], datetime],
+    engine: Engine,
     tried: dict[int, Rebuilt],
 ) -> Rebuilt:
     """`tried`: what each attempt to commit would change."""
@@ -113,18 +126,10 @@ def _silver(
                 return tried[known.attempt]
         if version is None:
             return found.summary()
-        for piece in retraced(
-            tables.bronze,
-            version,
-            worker.copies,
-            registry,
-            settings.detection,
-            max_rows=settings.silver.max_rows,
-            missing=found.missing,
-            sensors=selection.sensors,
-        ):
+        work = partial(_replayed, settings, registry, selection, version)
+        for part in engine.map(work, _parts(tables, selection, engine.workers), hold):
             hold()
-            found.compare(piece, selection, tables)
+            found.add(part)
         if dry_run:
             return found.summary()
         hold()
@@ -138,6 +143,48 @@ def _silver(
         tried[attempt] = found.summary()
         worker.swap(attempt, found.state, readings, outbox)
         return tried[attempt]
+
+
+def _parts(tables: Tables, selection: Selection, count: int) -> list[Collection[str] | None]:
+    """The selected sensors in so many buckets. One part is the selection as it is: None for all sensors."""
+    if count == 1:
+        return [selection.sensors]
+    sensors = selection.sensors
+    if sensors is None:
+        with translated(f"list the sensors of {tables.bronze.table_uri}"):
+            found = scan(tables.bronze).select(pl.col("sensor_id").unique()).collect(engine="streaming")
+        sensors = found["sensor_id"].to_list()
+    buckets: dict[int, list[str]] = {}
+    for sensor in sensors:
+        buckets.setdefault(bucket_of(sensor, count), []).append(sensor)
+    return [buckets[bucket] for bucket in sorted(buckets)]
+
+
+def _replayed(
+    settings: Settings,
+    registry: Registry,
+    selection: Selection,
+    version: int,
+    sensors: Collection[str] | None,
+    beat: Beat,
+) -> "_Found":
+    """What is different of these sensors, at this version of Bronze. Opens the tables by itself: it may be another
+    machine."""
+    reader, found = Silver(settings, Lake(settings.lake), registry), _Found(State.empty(settings.detection))
+    tables, _ = reader.tables()
+    for piece in retraced(
+        tables.bronze,
+        version,
+        reader.copies,
+        registry,
+        settings.detection,
+        max_rows=settings.silver.max_rows,
+        missing=found.missing,
+        sensors=sensors,
+    ):
+        beat()
+        found.compare(piece, selection, tables)
+    return found
 
 
 @contextmanager
@@ -170,6 +217,13 @@ class _Found:
         self.missing: list[pl.DataFrame] = []
         """First readings (pipeline.silver.copies.COLUMNS) that neither table has."""
         self._replayed = 0
+
+    def add(self, part: "_Found") -> None:
+        """What was found of other sensors."""
+        self.state = State.merge([self.state, part.state])
+        self.readings += part.readings
+        self.quarantine += part.quarantine
+        self._replayed += part._replayed
 
     def compare(self, piece: Piece, selection: Selection, tables: Tables) -> None:
         """Hold the tables' rows of a piece, as far as they are selected, against what they should be."""
@@ -224,7 +278,9 @@ def _by_rule(rows: pl.DataFrame) -> dict[str, int]:
     return dict(rows["rule"].value_counts().sort("rule").iter_rows())
 
 
-def gold(settings: Settings, registry: Registry, first: date, last: date, *, dry_run: bool) -> dict[str, Recomputed]:
+def gold(
+    settings: Settings, registry: Registry, first: date, last: date, *, dry_run: bool, engine: Engine = HERE
+) -> dict[str, Recomputed]:
     """Make the days `first` to `last` (both included) of the Gold tables what their sources give; by table.
 
     Raises as `pipeline.gold.recompute.recompute`.
@@ -235,22 +291,27 @@ def gold(settings: Settings, registry: Registry, first: date, last: date, *, dry
         derived.target.path: retrying(
             settings,
             f"rebuild {derived.target.path}",
-            partial(recompute, lake, derived, first, last, max_rows=most, skew=skew, dry_run=dry_run),
+            partial(recompute, lake, derived, first, last, max_rows=most, skew=skew, dry_run=dry_run, engine=engine),
         )
         for derived in gold_tables(registry)
     }
 
 
-def run_silver(settings: Settings, *, first: date | None, last: date | None, dry_run: bool, as_json: bool) -> None:
+def run_silver(
+    settings: Settings, *, first: date | None, last: date | None, dry_run: bool, as_json: bool, engine: Engine = HERE
+) -> None:
     """Rebuild Silver and say what changed."""
     selection = Selection(*_days(first, last))
-    done = silver(settings, load_registry(settings.registry), selection, dry_run=dry_run)
+    done = silver(settings, load_registry(settings.registry), selection, dry_run=dry_run, engine=engine)
     typer.echo(json.dumps(asdict(done)) if as_json else told(done, dry_run=dry_run))
 
 
-def run_gold(settings: Settings, *, first: date | None, last: date | None, dry_run: bool, as_json: bool) -> None:
+def run_gold(
+    settings: Settings, *, first: date | None, last: date | None, dry_run: bool, as_json: bool, engine: Engine = HERE
+) -> None:
     """Rebuild Gold and say what changed."""
-    done = gold(settings, load_registry(settings.registry), *_days(first, last), dry_run=dry_run)
+    registry, days = load_registry(settings.registry), _days(first, last)
+    done = gold(settings, registry, *days, dry_run=dry_run, engine=engine)
     if as_json:
         typer.echo(json.dumps({path: asdict(each) for path, each in done.items()}))
         return

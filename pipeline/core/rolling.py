@@ -1,7 +1,7 @@
 """What scoring remembers: a record per series, the newest event time per sensor. As bytes, and versioned."""
 
 import struct
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -86,6 +86,10 @@ class State:
         self._at = at
         """By series: its record in the store; -1: nothing is remembered yet."""
         self._store = store
+
+    def __reduce__(self) -> tuple[Callable[[bytes], "State"], tuple[bytes]]:
+        """Between processes it goes as its bytes."""
+        return State.from_bytes, (self.to_bytes(),)
 
     @staticmethod
     def empty(rules: Detection) -> "State":

@@ -2,15 +2,19 @@
 
 from dataclasses import dataclass
 from datetime import date, timedelta
+from functools import partial
 
 import polars as pl
 from deltalake import DeltaTable
 
+from pipeline.engine import Beat, Engine, Here
 from pipeline.gold.refresh import Derived, mismatch, require_balanced
 from pipeline.lake import delta as lakes
 from pipeline.lake.delta import Lake, covering, translated
 from pipeline.lake.layout import scan
 from pipeline.lake.windows import Grid, cut
+
+HERE = Here()
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,15 @@ class Recomputed:
 
 
 def recompute(
-    lake: Lake, derived: Derived, first: date, last: date, *, max_rows: int, skew: timedelta, dry_run: bool
+    lake: Lake,
+    derived: Derived,
+    first: date,
+    last: date,
+    *,
+    max_rows: int,
+    skew: timedelta,
+    dry_run: bool,
+    engine: Engine = HERE,
 ) -> Recomputed:
     """Compute the windows of the days `first` to `last` (both included) from all that the source has now, and replace
     the days in which the table has anything else.
@@ -41,7 +53,7 @@ def recompute(
         raise mismatch(lake, derived)
     if done > source.version():
         raise mismatch(lake, derived, done, source.version())
-    should = _computed(derived, source, first, last, max_rows, skew)
+    should = _computed(lake, derived, source, first, last, max_rows, skew, engine)
     with translated(f"read {target.table_uri}"):
         there = scan(target).filter(_within(first, last)).select(should.columns).collect()
     same = there.join(should, on=should.columns, how="inner", nulls_equal=True)
@@ -57,7 +69,14 @@ def recompute(
 
 
 def _computed(
-    derived: Derived, source: DeltaTable, first: date, last: date, max_rows: int, skew: timedelta
+    lake: Lake,
+    derived: Derived,
+    source: DeltaTable,
+    first: date,
+    last: date,
+    max_rows: int,
+    skew: timedelta,
+    engine: Engine,
 ) -> pl.DataFrame:
     grid = Grid(derived.time, derived.length)
     with translated(f"count the windows of {source.table_uri}"):
@@ -69,13 +88,23 @@ def _computed(
             .sort("window")
             .collect(engine="streaming")
         )
-    computed = [pl.DataFrame(schema=derived.target.schema)]
-    for piece in cut(counted, max_rows):
-        rows = grid.read(source, piece, derived.columns)
-        made = derived.compute(rows)
-        require_balanced(derived, made, rows, skew)
-        computed.append(made.select(computed[0].columns))
-    return pl.concat(computed)
+    nothing = pl.DataFrame(schema=derived.target.schema)
+    work = partial(_made, lake, derived, source.version(), skew)
+    return pl.concat([nothing, *engine.map(work, cut(counted, max_rows), lambda: None)])
+
+
+def _made(
+    lake: Lake, derived: Derived, version: int, skew: timedelta, windows: pl.Series, _beat: Beat
+) -> pl.DataFrame:
+    """Rows of these windows, of this version of the source: opened here, for it may be another machine."""
+    source = lake.open(derived.source)
+    if source.version() != version:
+        with translated(f"open version {version} of {source.table_uri}"):
+            source.load_as_version(version)
+    rows = Grid(derived.time, derived.length).read(source, windows, derived.columns)
+    made = derived.compute(rows)
+    require_balanced(derived, made, rows, skew)
+    return made.select(derived.target.schema.names())
 
 
 def _within(first: date, last: date) -> pl.Expr:

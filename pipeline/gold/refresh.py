@@ -122,6 +122,8 @@ class Refresh:
         self._go_on = go_on
         self._skew = skew
         self._tables: tuple[DeltaTable, DeltaTable] | None = None
+        self._done = NOTHING
+        """The version of the source that the held target covers: asked once, for it takes a look through the log."""
         self._calls = 0
         self._recent = slices.Slices(self._load, max_rows=max_rows, column=derived.time)
         self._recent_at: int | None = None
@@ -143,10 +145,7 @@ class Refresh:
     def _refresh(self) -> int:
         started = time.perf_counter()
         source, target = self._open()
-        app_id = self._derived.app_id
-        done = lake.progress(target, app_id)
-        done = NOTHING if done is None else done
-        version = source.version()
+        done, version = self._done, source.version()
         if done > version:
             raise mismatch(self._lake, self._derived, done, version)
         if done == version:
@@ -157,7 +156,7 @@ class Refresh:
         changes = self._everything(source) if done == NOTHING else self._changes(source, done + 1, version)
         if not self._replace(source, target, changes, done, version):
             return 0
-        self._recent_at = version
+        self._recent_at = self._done = version
         seconds = time.perf_counter() - started
         self._count(changes, seconds)
         batch = {"table": self.name, "rows": changes.rows, "source": [done + 1, version], "seconds": seconds}
@@ -183,6 +182,8 @@ class Refresh:
             source = self._lake.open(self._derived.source)
             if not lake.follows(target, self._derived.app_id, source):
                 raise mismatch(self._lake, self._derived)
+            done = lake.progress(target, self._derived.app_id)
+            self._done = NOTHING if done is None else done
             self._tables = (source, target)
         else:
             with lake.translated(f"read the log of {self._derived.source.path}"):

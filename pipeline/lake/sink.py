@@ -18,7 +18,7 @@ from deltalake import DeltaTable
 from contracts.tables import Table
 from pipeline import metrics
 from pipeline.broker.quix import BaseSink, SinkBackpressureError
-from pipeline.errors import HistoryMismatch, TransientError, Unreachable
+from pipeline.errors import Conflict, HistoryMismatch, NotSetUp, TransientError, Unreachable
 from pipeline.lake.delta import Lake, append, progress, translated
 
 REOPEN_AFTER = 100
@@ -179,7 +179,11 @@ class DeltaSink(BaseSink):  # type: ignore[misc]  # Quix has no types
             return
         if self._table is None:
             self._fail(self.failure or Unreachable(f"{self._lake.uri(self._definition.path)} is not open"))
-        fresh, versions = self._not_yet_in(self._table)
+        try:
+            fresh, versions = self._not_yet_in(self._table)
+        except (TransientError, NotSetUp) as error:  # NotSetUp: upkeep has shortened the log under this object
+            self._reopen()
+            self._fail(error if isinstance(error, TransientError) else Conflict(error.what, error.todo))
         if len(fresh) < sum(map(len, self._buffer.values())):
             try:
                 self._same_topic(self._table)

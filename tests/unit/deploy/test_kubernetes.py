@@ -76,6 +76,19 @@ def test_what_a_pod_runs_is_a_command(workload: dict[str, Any]) -> None:
     parse(container["args"])
 
 
+def test_the_example_of_a_rebuild_on_ray_is_a_command_on_the_version_that_is_pinned() -> None:
+    (job,) = documents(K8S / "examples/rebuild-on-ray.yaml")
+    _, *arguments = job["spec"]["entrypoint"].split()
+    parse(arguments)
+    pins = (K8S.parents[1] / "requirements-ray.txt").read_text()
+    assert f"\nray=={job['spec']['rayClusterSpec']['rayVersion']} " in pins
+    head, workers = job["spec"]["rayClusterSpec"]["headGroupSpec"], job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    for group in (head, *workers):
+        spec = group["template"]["spec"]
+        assert spec["serviceAccountName"] in {each["metadata"]["name"] for each in resources(BASE)}
+        assert spec["securityContext"]["runAsNonRoot"] is True
+
+
 def test_every_stage_runs() -> None:
     assert sorted(each["metadata"]["name"] for each in STAGES) == sorted(PORTS)
     assert all(each["metadata"]["name"] == pod(each)["containers"][0]["args"][0] for each in STAGES)

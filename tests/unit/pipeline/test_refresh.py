@@ -1,5 +1,6 @@
 """On a lake in a local directory. Objects, conflicts and crashes on S3: tests/integration/test_gold.py."""
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,6 +10,7 @@ from tempfile import mkdtemp
 
 import polars as pl
 import pytest
+from deltalake import DeltaTable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
@@ -246,6 +248,35 @@ def test_windows_whose_rows_were_all_deleted_go(source: Silver) -> None:
     for refresh in running:
         refresh()
     source.assert_gold_is_right()
+
+
+def test_a_log_that_upkeep_shortened_under_a_running_job_is_read_anew(source: Silver) -> None:
+    """A table that nothing was written to for a week has no entry left that is young enough to stay."""
+    running = refreshes(source.lake)
+    for second in (1, 301):
+        source.append([reading(second)])
+        for refresh in running:
+            refresh()
+    for table in GOLD:
+        opened = source.lake.open(table)
+        lakes.append(opened, table, pl.DataFrame(schema=table.schema), {"upkeep": 1})
+        shorten(opened, Path(source.lake.uri(table.path), "_delta_log"))
+    source.append([reading(7200)])
+    for refresh in running:
+        with pytest.raises(Conflict):  # it cannot tell whether somebody was first: it is tried again
+            refresh()
+        refresh()
+    source.assert_gold_is_right()
+
+
+def shorten(table: DeltaTable, log: Path) -> None:
+    """Clean a log up as if all of it was older than a week."""
+    table.create_checkpoint()
+    for entry in log.glob("*.json"):
+        then = entry.stat().st_mtime - timedelta(days=8).total_seconds()
+        os.utime(entry, (then, then))
+    table.cleanup_metadata()
+    assert {int(entry.stem) for entry in log.glob("*.json")} <= {table.version()}
 
 
 def test_there_is_no_gold_without_silver(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
 """The exact sink, driven as Quix drives it, on real Delta tables."""
 
 import itertools
+import os
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -104,6 +105,35 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, *, committed: boo
             raise error
 
     monkeypatch.setattr(pipeline.lake.sink, "append", broken)
+
+
+def test_a_log_that_upkeep_shortened_under_the_sink_makes_it_read_again(
+    lake: Lake, opened: Callable[..., DeltaSink]
+) -> None:
+    sink = opened()
+    for partition in (0, 1):
+        feed(sink, partition, 1)
+    sink.flush()
+    rival = lake.open(BRONZE_READINGS)
+    append(rival, BRONZE_READINGS, decode([], datetime.now(UTC)).rows, {"rival": 1})
+    feed(sink, 0, 2)
+    sink.flush()  # a rival's commit lay between: what the table says has to be read anew
+    age_out(lake.open(BRONZE_READINGS), Path(lake.uri("bronze/readings")))
+    feed(sink, 1, 2)
+    with pytest.raises(SinkBackpressureError):
+        sink.flush()
+    feed(sink, 1, 2)
+    sink.flush()
+    assert rows(lake) == whole((0, 1), (0, 2), (1, 1), (1, 2))
+
+
+def age_out(table: DeltaTable, root: Path) -> None:
+    """The log, but for a checkpoint, is a week old, and cleaned up."""
+    table.create_checkpoint()
+    for entry in (root / "_delta_log").glob("*.json"):
+        then = entry.stat().st_mtime - timedelta(days=8).total_seconds()
+        os.utime(entry, (then, then))
+    table.cleanup_metadata()
 
 
 def test_a_flush_commits_rows_and_last_offsets_of_all_partitions_at_once(
