@@ -24,7 +24,7 @@ def files(settings: Settings) -> dict[str, str]:
     }
     return {
         "dashboards/rules.yaml": _yaml(content),
-        "deploy/k8s/base/rules.yaml": _yaml(operator),
+        "deploy/k8s/components/monitoring/rules.yaml": _yaml(operator),
         **{
             f"dashboards/grafana/pages/{page.uid.removeprefix('pipeline-')}.json": grafana.render(page)
             for page in pages(settings)

@@ -135,6 +135,16 @@ def test_grafana_finds_the_pages_and_the_data_source() -> None:
     assert written_pages == {f"{page.uid.removeprefix('pipeline-')}.json" for page in PAGES}
 
 
+def test_a_cluster_gets_every_page() -> None:
+    component = yaml.safe_load((ROOT / "dashboards" / "grafana" / "kustomization.yaml").read_text())
+    carried = {file for each in component["configMapGenerator"] for file in each["files"]}
+    assert carried == {f"pages/{page.uid.removeprefix('pipeline-')}.json" for page in PAGES}
+    assert component["generatorOptions"]["labels"] == {"grafana_dashboard": "1"}
+    overlay = ROOT / "deploy/k8s/overlays/aws"
+    used = yaml.safe_load((overlay / "kustomization.yaml").read_text())["components"]
+    assert ROOT / "dashboards" / "grafana" in [(overlay / path).resolve() for path in used]
+
+
 def test_prometheus_asks_every_stage_and_tells_alertmanager() -> None:
     configuration = yaml.safe_load((ROOT / "dashboards" / "prometheus.yaml").read_text())
     (job,) = configuration["scrape_configs"]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline import metrics
 from pipeline.broker.kafka_security import connection
 from pipeline.settings import Settings, load_settings
 from pipeline.stage import PORTS
@@ -194,3 +195,58 @@ def test_an_overlays_settings_load(overlay: str, secrets: str | None, monkeypatc
 def test_a_policy_denies_what_no_other_allows() -> None:
     policies = {each["metadata"]["name"]: each["spec"] for each in resources(BASE) if each["kind"] == "NetworkPolicy"}
     assert policies["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+
+
+SCALED = documents(K8S / "components/scaling/scaling.yaml")
+SHARED_SCALING = documents(K8S / "components/scaling/shared.yaml")[0]["spec"]
+
+
+def test_what_scales_is_what_may_have_several_replicas() -> None:
+    targets = {each["metadata"]["name"]: each["spec"]["scaleTargetRef"] for each in SCALED}
+    assert targets == {
+        name: {"apiVersion": "apps/v1", "kind": kind, "name": name}
+        for kind, name in (("StatefulSet", "ingest"), ("StatefulSet", "detect"), ("Deployment", "bronze"))
+    }
+    assert all(f"{target['kind']}/{name}" in map(named, STAGES) for name, target in targets.items())
+
+
+def test_no_replica_is_beyond_the_partitions() -> None:
+    partitions = int(documents(BASE / "settings.yaml")[0]["data"]["PIPELINE_KAFKA__PARTITIONS"])
+    assert 1 <= SHARED_SCALING["minReplicaCount"] <= SHARED_SCALING["maxReplicaCount"] <= partitions
+    assert not any(each["spec"].keys() & SHARED_SCALING.keys() for each in SCALED)
+
+
+@pytest.mark.parametrize("scaled", SCALED, ids=named)
+def test_a_stage_scales_by_its_own_lag_before_the_alert(scaled: dict[str, Any]) -> None:
+    (trigger,) = scaled["spec"]["triggers"]
+    (metric,) = metrics.LAG.describe()
+    environment, stage = documents(BASE / "namespace.yaml")[0]["metadata"]["name"], scaled["metadata"]["name"]
+    assert trigger["metadata"]["query"] == f'sum({metric.name}{{environment="{environment}",stage="{stage}"}}) >= 0'
+    assert trigger["metadata"]["ignoreNullValues"] == "false"
+    assert int(trigger["metadata"]["threshold"]) * 2 == Settings().objectives.lag
+
+
+def test_what_is_scaled_is_not_set_back_by_the_manifests() -> None:
+    (*_, stateful, stateless) = yaml.safe_load((K8S / "components/scaling/kustomization.yaml").read_text())["patches"]
+    reached = {name for patch in (stateful, stateless) for name in patch["target"]["name"].split("|")}
+    assert reached == {each["metadata"]["name"] for each in SCALED}
+    assert yaml.safe_load(stateful["patch"]) == [{"op": "remove", "path": "/spec/replicas"}]
+    assert stateless["patch"] == stateful["patch"]
+
+
+def test_a_laptop_needs_no_operator() -> None:
+    kinds = {each["apiVersion"].partition("/")[0] for each in resources(K8S / "overlays/local")}
+    assert not any("." in group and not group.endswith("k8s.io") for group in kinds)
+    assert "components" not in yaml.safe_load((K8S / "overlays/local/kustomization.yaml").read_text())
+
+
+def test_the_example_of_external_secrets_fills_the_secret_that_the_pods_read() -> None:
+    example = K8S / "examples/external-secrets"
+    store, secret = documents(example / "secrets.yaml")
+    read = {source["secretRef"]["name"] for shared in SHARED.values() for source in pod(shared)["containers"][0]["envFrom"]
+            if "secretRef" in source}  # fmt: skip
+    assert read == {secret["spec"]["target"]["name"]}
+    assert secret["spec"]["secretStoreRef"] == {"kind": store["kind"], "name": store["metadata"]["name"]}
+    (patch,) = yaml.safe_load((example / "kustomization.yaml").read_text())["patches"]
+    deleted = yaml.safe_load(patch["patch"])
+    assert (deleted["$patch"], deleted["kind"], deleted["metadata"]["name"]) == ("delete", "Secret", *read)
