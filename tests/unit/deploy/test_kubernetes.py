@@ -243,8 +243,8 @@ def test_a_laptop_needs_no_operator() -> None:
 def test_the_example_of_external_secrets_fills_the_secret_that_the_pods_read() -> None:
     example = K8S / "examples/external-secrets"
     store, secret = documents(example / "secrets.yaml")
-    read = {source["secretRef"]["name"] for shared in SHARED.values() for source in pod(shared)["containers"][0]["envFrom"]
-            if "secretRef" in source}  # fmt: skip
+    sources = [source for shared in SHARED.values() for source in pod(shared)["containers"][0]["envFrom"]]
+    read = {source["secretRef"]["name"] for source in sources if "secretRef" in source}
     assert read == {secret["spec"]["target"]["name"]}
     assert secret["spec"]["secretStoreRef"] == {"kind": store["kind"], "name": store["metadata"]["name"]}
     (patch,) = yaml.safe_load((example / "kustomization.yaml").read_text())["patches"]
