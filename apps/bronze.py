@@ -32,8 +32,8 @@ def run(settings: Settings, *, until_caught_up: bool = False) -> None:
     """Until stopped; or until everything that is in the topics now is in the lake.
 
     Raises HistoryMismatch where lake, topics and consumer group do not belong together, NotSetUp where a topic or the
-    bucket is missing or the store has no conditional put, SchemaTooNew, AccessDenied; Unreachable or Conflict when
-    trying for `retry_s` did not help. Nothing is lost by any of them.
+    bucket is missing or the store has no conditional put, SchemaTooNew, AccessDenied; Unreachable when trying for
+    `retry_s` did not help; Conflict where the group goes on without it. Nothing is lost by any of them.
     """
     with running("bronze", settings) as stage:
         lake = Lake(settings.lake)
@@ -44,7 +44,7 @@ def run(settings: Settings, *, until_caught_up: bool = False) -> None:
             retrying(settings, f"compare {flow.topic} with the lake", partial(check, settings, lake, flow))
         sinks = [flow.sink(settings, lake) for flow in FLOWS]
         done = _Backlog(settings, lake).drained if until_caught_up else lambda: False
-        stream.run(_application(settings, stage, sinks), settings, stage, done)
+        stream.run(lambda: _application(settings, stage, sinks), settings, stage, done)
         for sink in sinks:
             if sink.failure is not None:
                 raise sink.failure

@@ -40,7 +40,7 @@ def run(settings: Settings, *, until_caught_up: bool = False) -> None:
 
     Raises HistoryMismatch where the topic is another than the group has read, SchemaTooNew where a newer pipeline
     wrote a micro-batch or the state, TerminalError where the state is damaged, NotSetUp where a topic is missing,
-    Unreachable when trying for `retry_s` did not help.
+    Unreachable when trying for `retry_s` did not help, Conflict where another took over its transaction.
     """
     registry = load_registry(settings.registry)
     topics = kafka.READINGS, kafka.ANOMALIES, kafka.WINDOWS
@@ -54,7 +54,7 @@ def run(settings: Settings, *, until_caught_up: bool = False) -> None:
         def done() -> bool:
             return until_caught_up and retrying(settings, "see how far detect is", lambda: _caught_up(settings, goal))
 
-        stream.run(application(settings, stage, detector, registry), settings, stage, done)
+        stream.run(lambda: application(settings, stage, detector, registry), settings, stage, done)
 
 
 def application(settings: Settings, stage: Stage, detector: Detector, registry: Registry) -> Application:

@@ -17,7 +17,7 @@ from pipeline.broker.quix import (
 )
 from pipeline.errors import PipelineError, Unreachable
 from pipeline.settings import Settings
-from pipeline.stage import Stage
+from pipeline.stage import Stage, retrying
 
 _LOOK_EVERY_S = 0.2
 
@@ -35,8 +35,19 @@ def steady(statistics: str) -> bool:
     return msgspec.json.decode(statistics, type=_Statistics).cgrp.join_state == "steady"
 
 
-def run(app: Application, settings: Settings, stage: Stage, done: Callable[[], bool]) -> None:
-    """Run until the stage is stopping or `done`, which is asked in a thread of its own. Both commit what was read."""
+def run(make: Callable[[], Application], settings: Settings, stage: Stage, done: Callable[[], bool]) -> None:
+    """Run what `make` makes until the stage is stopping or `done`, which is asked in a thread of its own. Both commit
+    what was read.
+
+    `make` asks the broker, and is tried again for `settings.retry_s`. What goes wrong later ends the run: a Conflict
+    or Unreachable, after which a new process reads on from the last commit.
+    """
+
+    def made() -> Application:
+        with _translated(settings):
+            return make()
+
+    app = retrying(settings, "open the topics", made)
     ended = threading.Event()
     failed: list[PipelineError] = []
 

@@ -369,7 +369,11 @@ class World:
             worker.wait(PATIENCE_S)
 
     def balance(self) -> None:
-        """Wait until the stages, left alone, have caught up; AssertionError when they do not."""
+        """Wait until the stages, left alone, have caught up; AssertionError when they do not.
+
+        The books are of the 5-minute windows. Hours and days come after them, in Gold and in the warehouse: there the
+        oracle says when all is there.
+        """
         told: dict[str, object] = {}
 
         def balanced() -> bool:
@@ -377,8 +381,13 @@ class World:
                 told.update(books(self.settings))
             return bool(told.get("balanced"))
 
+        def right() -> bool:
+            told["oracle"] = oracle.judge(self.evidence())
+            return not told["oracle"]
+
         try:
             until(balanced, "the pipeline catches up by itself", 3 * PATIENCE_S)
+            until(right, "its tables are right", PATIENCE_S)
         except AssertionError as error:
             raise AssertionError(f"{error}: {told}") from error
 
