@@ -278,7 +278,7 @@ def _write(
     with _counted(definition, checked.estimated_size()), translated(f"commit to {table.table_uri}"):
         write_deltalake(  # type: ignore[call-overload]  # the overloads do not allow a mode in a variable
             table,
-            checked.to_arrow(compat_level=pl.CompatLevel.oldest()),
+            checked,  # as it is: its strings are views, which the writer reads without a copy
             mode=mode,
             predicate=predicate,
             writer_properties=files_as(definition),
