@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -106,19 +107,21 @@ class CountedStore(ObjectStore):
         super().__init__(directory, metrics_port=self._metrics_port)
 
     def account(self) -> dict[str, int]:
-        """`requests`, `received` and `sent` (bytes), since it was started."""
+        """`requests`, those of them that S3 bills as `writes` (PUT, POST, LIST), `received` and `sent` (bytes), since
+        it was started."""
         with urllib.request.urlopen(f"http://{HOST}:{self._metrics_port}/metrics", timeout=5) as answer:
             lines = answer.read().decode().splitlines()
         return {
-            name: round(sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(metric)))
+            name: round(sum(float(line.rsplit(" ", 1)[1]) for line in lines if metric.match(line)))
             for name, metric in _METRICS.items()
         }
 
 
 _METRICS = {
-    "requests": "SeaweedFS_s3_request_total{",
-    "received": "SeaweedFS_s3_bucket_traffic_received_bytes_total{",
-    "sent": "SeaweedFS_s3_bucket_traffic_sent_bytes_total{",
+    "requests": re.compile(r"SeaweedFS_s3_request_total\{"),
+    "writes": re.compile(r'SeaweedFS_s3_request_total\{.*type="(PUT|POST|LIST)"'),
+    "received": re.compile(r"SeaweedFS_s3_bucket_traffic_received_bytes_total\{"),
+    "sent": re.compile(r"SeaweedFS_s3_bucket_traffic_sent_bytes_total\{"),
 }
 
 

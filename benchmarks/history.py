@@ -41,6 +41,7 @@ from apps.local import Postgres
 from apps.reconcile import reconcile
 from apps.silver import Silver
 from benchmarks import results
+from benchmarks.commits import PARTITIONS, TOPIC, decoded
 from benchmarks.costs import CountedStore, database
 from benchmarks.soak import tables
 from contracts.registry import load_registry
@@ -49,6 +50,7 @@ from contracts.warehouse import FACTS
 from pipeline.broker import kafka
 from pipeline.core.refine import prepare
 from pipeline.lake.delta import Lake, append
+from pipeline.lake.sink import DeltaSink
 from pipeline.settings import Kafka, Observability, Settings
 from pipeline.settings import Lake as LakeSettings
 from pipeline.simulation.fleet import Fleet, batches
@@ -60,6 +62,7 @@ INTERVAL = timedelta(minutes=5)
 A_WEEK = 7
 """Days of the past that are made at a time."""
 SEED = 7
+COMMITS = 200
 OLD_PARTITIONS = 1000
 """The first partition that the history's rows say they are of."""
 STEPS = ("silver", "gold", "load", "reconcile --since")
@@ -175,6 +178,7 @@ class Site:
                 "cpu_s": cpu,
                 "wall_s": wall,
                 "s3_requests": after["requests"] - before["requests"],
+                "s3_writes": after["writes"] - before["writes"],
                 "s3_mb": sum(after[name] - before[name] for name in ("received", "sent")) / 1e6,
             }
         )
@@ -248,6 +252,21 @@ def questions(site: Site, new: list[tuple[str, bytes | None]]) -> list[dict[str,
     return list(lines.values())
 
 
+def committed(store: CountedStore, settings: Settings) -> dict[str, float]:
+    """Requests of one commit of Bronze's sink, whose table object is opened anew every hundred."""
+    aside = settings.lake.model_copy(update={"uri": f"s3://{store.bucket}/commits"})
+    sink = DeltaSink(Lake(aside), BRONZE_READINGS, TOPIC, partial(decoded, datetime.now(UTC)), retry_s=60.0)
+    sink.setup()
+    for number in range(COMMITS + 1):
+        if number == 1:
+            before = store.account()
+        for partition in range(PARTITIONS):
+            sink.add(b"x", b"0", 0, [], TOPIC, partition, number)
+        sink.flush()
+    after = store.account()
+    return {f"s3_{what}": (after[what] - before[what]) / COMMITS for what in ("requests", "writes")}
+
+
 def main() -> None:
     """Make both lakes, measure, and keep the figures."""
     parser = argparse.ArgumentParser(prog="make bench-history", description=__doc__)
@@ -283,12 +302,13 @@ def main() -> None:
                 succeed(settings, "lake", *upkeep, timeout=600)
         measured(sites, messages[:-1])
         short, long = sites
+        commit = committed(store, settings)
         asked_of = questions(long, messages[-1])
         steps = [
             {
                 "step": step,
                 **{f"{what}_{label}": round(site.median(step, what), 3)
-                   for what in ("cpu_s", "wall_s", "s3_requests", "s3_mb")
+                   for what in ("cpu_s", "wall_s", "s3_requests", "s3_writes", "s3_mb")
                    for label, site in (("day", short), ("year", long))},
                 **{f"{what}_ratio": round(long.median(step, what) / max(short.median(step, what), 1e-9), 2)
                    for what in ("cpu_s", "wall_s", "s3_requests")},
@@ -301,7 +321,7 @@ def main() -> None:
         told = {
             "days": asked.days, "sensors": asked.sensors, "new": asked.new, "rounds": asked.rounds - 1,
             "rows": asked.days * asked.sensors * (timedelta(days=1) // INTERVAL),
-            "steps": steps, "questions": asked_of,
+            "steps": steps, "questions": asked_of, "bronze_commit": commit,
             "tables": [{"table": path, **each} for path, each in seen.items()],
         }  # fmt: skip
         print(f"{results.save('history', asked.keep, **told)}: {json.dumps(told, indent=1)}")

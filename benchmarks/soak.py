@@ -99,12 +99,13 @@ class Samples(threading.Thread):
 
 
 def tables(lake: Lake) -> dict[str, dict[str, int]]:
-    """Of each table: version, entries of its log, data files, and those of its fullest day."""
+    """Of each table: version, entries of its log, data files, those of its fullest day, rows, megabytes."""
     found = {}
     for table in TABLES:
         try:
             opened = lake.open(table)
-            files = opened.get_add_actions(flatten=True).column(f"partition.{table.partition_by}").to_pylist()
+            actions = opened.get_add_actions(flatten=True)
+            files = actions.column(f"partition.{table.partition_by}").to_pylist()
             entries = upkeep.log_entries(lake, table)
         except (NotSetUp, TransientError):  # not there yet; or vacuumed while it was looked at
             continue
@@ -113,6 +114,8 @@ def tables(lake: Lake) -> dict[str, dict[str, int]]:
             "log_entries": entries,
             "files": len(files),
             "most_files_a_day": max(map(files.count, set(files)), default=0),
+            "rows": sum(actions.column("num_records").to_pylist()),
+            "mb": round(sum(actions.column("size_bytes").to_pylist()) / 1e6, 1),
         }
     return found
 
@@ -312,7 +315,8 @@ def main() -> None:
         told = soak(settings, Path(name), asked.minutes, asked.rate)
         account = store.account()
         events = told["minutes"] * 60 * told["rate"]
-        told["s3_requests_a_second"] = round(account["requests"] / (told["minutes"] * 60), 1)
+        for what in ("requests", "writes"):
+            told[f"s3_{what}_a_second"] = round(account[what] / (told["minutes"] * 60), 1)
         told["s3_bytes_an_event"] = round((account["received"] + account["sent"]) / events)
         print(f"{results.save('soak', asked.keep, **told)}: {json.dumps(told, indent=1)}")
 
