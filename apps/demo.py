@@ -20,7 +20,7 @@ from apps.local import HOST, Broker, ObjectStore, Postgres, Service, check_free
 from apps.process import Process
 from pipeline.errors import BadInput, TerminalError
 from pipeline.settings import Settings, environment
-from pipeline.stage import PORTS
+from pipeline.stage import PORTS, port_of
 
 if TYPE_CHECKING:
     from apps.vitals import Vitals
@@ -65,7 +65,7 @@ def run(
     """
     _check(settings, replay_csv, until_done, report)
     settings = shifted(settings, port_offset)
-    ports = {stage: PORTS[stage] + port_offset for stage in STAGES}
+    ports = {stage: port_of(stage, settings) for stage in STAGES}
     source = ["--replay-csv", str(replay_csv)] if replay_csv else [*FLEET]
     source += [] if rate is None else ["--rate", f"{rate:g}"]
     source += [] if sensors is None else ["--sensors", str(sensors)]
@@ -76,7 +76,7 @@ def run(
         with ExitStack() as running:
             try:
                 services = _start_services(running, settings, ports)
-                stages = _stages(running, settings, ports, source)
+                stages = _stages(running, settings, source)
                 demo = _Demo(settings, ports, services, stages, started)
                 return demo.until_done(report) if until_done else demo.forever()
             except KeyboardInterrupt:
@@ -114,6 +114,7 @@ def _check(settings: Settings, replay_csv: Path | None, until_done: bool, report
 def shifted(settings: Settings, offset: int) -> Settings:
     """The settings with every port of the local stack moved by `offset`, and a state directory to go with it."""
     kafka, lake, warehouse, dashboard = settings.kafka, settings.lake, settings.warehouse, settings.dashboard
+    observability = settings.observability
     host, _, port = kafka.bootstrap_servers.rpartition(":")
     store = urllib.parse.urlsplit(lake.endpoint_url or "")
     endpoint_url = f"{store.scheme}://{store.hostname}:{(store.port or 80) + offset}"
@@ -122,6 +123,7 @@ def shifted(settings: Settings, offset: int) -> Settings:
             "kafka": kafka.model_copy(update={"bootstrap_servers": f"{host}:{int(port) + offset}"}),
             "lake": lake.model_copy(update={"endpoint_url": endpoint_url}),
             "warehouse": warehouse.model_copy(update={"port": warehouse.port + offset}),
+            "observability": observability.model_copy(update={"port_offset": observability.port_offset + offset}),
             "dashboard": dashboard.model_copy(
                 update={"port": dashboard.port + offset, "monitor": f"{HOST}:{PORTS['monitor'] + offset}"}
             ),
@@ -174,15 +176,13 @@ def _start_services(running: ExitStack, settings: Settings, ports: Mapping[str, 
 
 
 def _stages(
-    running: ExitStack, settings: Settings, ports: Mapping[str, int], source: Sequence[str]
+    running: ExitStack, settings: Settings, source: Sequence[str]
 ) -> dict[str, Process]:
     """All of them, to be started, and to be stopped with what is running."""
     logs = settings.state_dir.parent / "logs"
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PIPELINE_")}
-    stages = {}
+    stages, variables = {}, environment(settings)
     for stage in STAGES:
-        observability = settings.observability.model_copy(update={"port": ports[stage]})
-        variables = environment(settings.model_copy(update={"observability": observability}))
         command = [sys.executable, "-m", "apps.cli", stage, *(source if stage == "simulate" else ())]
         stages[stage] = Process(stage, command, logs / f"{stage}.log", env=inherited | variables)
     running.callback(_stop, stages)

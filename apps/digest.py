@@ -14,7 +14,7 @@ import typer
 from apps import notify
 from apps.breaches import breaches
 from apps.keeping import collect
-from apps.monitor import LAYERS, newest_commit, newest_event
+from apps.monitor_lake import LAYERS, newest_commit, newest_event
 from contracts.registry import load_registry
 from contracts.tables import (
     BRONZE_DEAD_LETTERS,

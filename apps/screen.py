@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from apps.vitals import WAREHOUSE, Vitals
+from pipeline.monitoring.status import duration
 
 _LINE_EVERY_S = 5.0
 
@@ -33,7 +34,7 @@ class Screen:
             self._live.update(_panel(self._title, elapsed, vitals, self._footer))
         elif elapsed - self._last_line >= _LINE_EVERY_S:
             self._last_line = elapsed
-            typer.echo(f"{span(elapsed)}  {line(vitals)}")
+            typer.echo(f"{duration(elapsed)}  {line(vitals)}")
 
     def say(self, text: str) -> None:
         """One line that stays."""
@@ -81,7 +82,7 @@ def _panel(title: str, elapsed: float, vitals: Vitals, footer: Sequence[str]) ->
         why = ", ".join(each.anomaly_rules)
         anomalies.add_row(each.sensor_id, each.timestamp[:19], f"{each.value:.2f} {each.unit}", why, score)
     parts = [stages, layers, anomalies if vitals.anomalies else Text("no anomalies yet", style="dim")]
-    return Panel(Group(*parts, *(Text(text) for text in footer)), title=f"{title}  {span(elapsed)}")
+    return Panel(Group(*parts, *(Text(text) for text in footer)), title=f"{title}  {duration(elapsed)}")
 
 
 def _table(*columns: str) -> Table:
@@ -96,16 +97,4 @@ def _count(number: int | None) -> str:
 
 
 def _ago(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{span(seconds)} ago"
-
-
-def span(seconds: float) -> str:
-    """A duration to be read: 7 s, 2:05 min, 3:10 h, 40 days."""
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60}:{whole % 60:02} min"
-    if whole < 172_800:
-        return f"{whole // 3600}:{whole // 60 % 60:02} h"
-    return f"{whole // 86_400:,} days"
+    return "-" if seconds is None else f"{duration(seconds)} ago"

@@ -38,7 +38,7 @@ from pipeline.monitoring.status import (
     measured,
 )
 from pipeline.settings import Settings
-from pipeline.stage import PORTS
+from pipeline.stage import PORTS, port_of
 
 _EVERY_S = 2.0
 _WIDE = 200
@@ -115,7 +115,7 @@ class Observer:
         observed = self._settings.observability
         if observed.port >= 0:  # each process has a host of its own
             return StageFacts(answers=None)
-        said = scrape(observed.host, PORTS[name])
+        said = scrape(observed.host, port_of(name, self._settings))
         return StageFacts(answers=False) if said is None else told_by(name, said)
 
     def _measure(self, now: datetime) -> Samples:

@@ -142,6 +142,7 @@ class Observability(_Group):
 
     host: str = "127.0.0.1"
     port: int = Field(-1, ge=-1, le=65535, description="-1: the stage's own; 0: any free one")
+    port_offset: int = Field(0, ge=0, description="Added to the stages' own ports, as `pipeline demo` does")
     wedged_after_s: PositiveFloat = Field(60.0, description="Liveness fails when the loop stood still for so long")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["auto", "text", "json"] = Field("auto", description="auto: text on a terminal, else JSON")
@@ -164,6 +165,7 @@ class Objectives(_Group):
     )
     sensor_health: float = Field(0.9, gt=0, lt=1, description="Least share of expected readings that come")
     dead_share: float = Field(0.05, gt=0, lt=1, description="Largest share of raw messages that are dead letters")
+    late_share: float = Field(0.05, gt=0, lt=1, description="Largest share of Silver's readings that came late")
 
     @property
     def freshness_s(self) -> Mapping[str, float]:
@@ -183,6 +185,7 @@ class Monitor(_Group):
     warehouse_interval_s: PositiveFloat = Field(
         5.0, description="Between two questions to the warehouse: one that is always asked never idles"
     )
+    quality_window_s: PositiveFloat = Field(300.0, description="What came within it is judged: quality, dead, late")
 
 
 class Notify(_Group):

@@ -38,6 +38,14 @@ _BREATH_S = 1.0
 log = logging.getLogger(__name__)
 
 
+def port_of(name: str, settings: Settings) -> int:
+    """Where a process serves them by these settings; 0: any free port."""
+    observed = settings.observability
+    if observed.port >= 0:
+        return observed.port
+    return PORTS[name] + observed.port_offset if name in PORTS else 0
+
+
 class Stage:
     """A running stage: when to stop, and how it is."""
 
@@ -96,7 +104,7 @@ def running(name: str, settings: Settings) -> Iterator[Stage]:
     observed = settings.observability
     health = Health(observed.wedged_after_s)
     stage = Stage(name, health)
-    server = serve(health, observed.host, PORTS.get(name, 0) if observed.port < 0 else observed.port)
+    server = serve(health, observed.host, port_of(name, settings))
     stage.port = server.server_port
     metrics.INFO.info({"stage": name, "version": __version__})
     metrics.LOOP_STILL.labels(stage=name).set_function(lambda: health.still_s)

@@ -55,14 +55,17 @@ def status(
     since: Annotated[
         datetime | None, typer.Option(parser=moment, metavar="TIME", help="With --history: those that began since.")
     ] = None,
+    port_offset: Annotated[int, typer.Option(help="Of the demo that it is about.")] = 0,
 ) -> None:
     """How is the pipeline? Exit 0: well, 1: breached, 2: cannot tell.
 
     Systems, stages, lag, objectives, silent sensors, bad data, and what to do next.
     """
     settings = tool_settings("status")
+    from apps.demo import shifted
     from apps.status import run, show_history
 
+    settings = shifted(settings, port_offset) if port_offset else settings
     if history:
         show_history(settings, since or moment("7d"), as_json=as_json)
         return

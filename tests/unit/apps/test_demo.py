@@ -7,6 +7,7 @@ import pytest
 from apps import demo
 from pipeline.errors import BadInput
 from pipeline.settings import Kafka, Lake, Settings, Warehouse, environment
+from pipeline.stage import PORTS, port_of
 
 
 def test_an_offset_moves_every_port_and_the_state() -> None:
@@ -15,10 +16,16 @@ def test_an_offset_moves_every_port_and_the_state() -> None:
         "PIPELINE_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:9192",
         "PIPELINE_LAKE__ENDPOINT_URL": "http://127.0.0.1:8433",
         "PIPELINE_WAREHOUSE__PORT": "15532",
+        "PIPELINE_OBSERVABILITY__PORT_OFFSET": "100",
         "PIPELINE_DASHBOARD__PORT": "5106",
         "PIPELINE_DASHBOARD__MONITOR": "127.0.0.1:9208",
         "PIPELINE_STATE_DIR": ".demo/ports-100/state",
     }
+
+
+def test_each_stage_is_where_status_looks_for_it() -> None:
+    moved = demo.shifted(Settings(), 100)
+    assert {name: port_of(name, moved) for name in PORTS} == {name: port + 100 for name, port in PORTS.items()}
 
 
 def test_without_an_offset_a_second_shell_needs_no_variable() -> None:

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 from rich.live import Live
 
-from apps.screen import Screen, line, screen, span
+from apps.screen import Screen, line, screen
 from apps.vitals import LayerVitals, StageVitals, Vitals
 from contracts.wire import Anomaly
 
@@ -26,14 +26,6 @@ VITALS = Vitals(
 )
 
 
-@pytest.mark.parametrize(
-    ("seconds", "shown"),
-    [(0.9, "0 s"), (59.9, "59 s"), (125, "2:05 min"), (11_400, "3:10 h"), (400_000_000, "4,629 days")],
-)
-def test_a_duration_is_readable(seconds: float, shown: str) -> None:
-    assert span(seconds) == shown
-
-
 def test_a_line_holds_rates_and_rows() -> None:
     assert line(VITALS) == "ingest 100/s | rows: bronze/readings 12,000, gold/sensor_5min -, warehouse 7"
 
@@ -46,7 +38,7 @@ def test_without_a_terminal_there_are_plain_lines_not_more_often_than_every_few_
         shown.show(VITALS)
         shown.say("First light")
     told = capsys.readouterr().out.splitlines()
-    assert told == ["Dashboard: here", f"0 s  {line(VITALS)}", "First light"]
+    assert told == ["Dashboard: here", f"0.0 s  {line(VITALS)}", "First light"]
 
 
 def test_a_terminal_shows_stages_layers_anomalies_and_the_footer() -> None:

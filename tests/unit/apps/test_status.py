@@ -188,8 +188,8 @@ def test_monitor_counts_the_silent_while_the_stream_flows_and_nobody_when_it_sta
     def watermarks(_settings: Settings, *names: str) -> dict[str, dict[int, tuple[int, int]]]:
         return {name: {0: (0, end)} for name in names}
 
-    monkeypatch.setattr("apps.monitor.offsets.watermarks", watermarks)
-    monkeypatch.setattr("apps.monitor.offsets.committed", lambda *_: {0: 0})
+    monkeypatch.setattr("apps.monitor_broker.offsets.watermarks", watermarks)
+    monkeypatch.setattr("apps.monitor_broker.offsets.committed", lambda *_: {0: 0})
 
     def counted(monitor: Monitor, at: datetime) -> float:
         monitor.measure(at)

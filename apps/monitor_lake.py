@@ -1,0 +1,200 @@
+"""What monitor reads in the lake: freshness, sizes, quality, sensor health, and who is silent."""
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+
+import polars as pl
+from deltalake import DeltaTable
+
+from apps.monitor_round import Round, Tables
+from apps.silence import Ear
+from contracts.registry import Registry
+from contracts.tables import (
+    BRONZE_DEAD_LETTERS,
+    BRONZE_READINGS,
+    GOLD_LOCATION_HOURLY,
+    GOLD_SENSOR_5MIN,
+    SILVER_QUARANTINE,
+    SILVER_READINGS,
+    TABLES,
+    Table,
+)
+from pipeline import metrics
+from pipeline.lake.delta import progress, translated
+from pipeline.lake.layout import scan
+from pipeline.lake.upkeep import READERS, log_entries
+from pipeline.monitoring.silence import silent
+from pipeline.monitoring.status import STALLED_S
+from pipeline.settings import Settings
+
+LAYERS: Mapping[str, tuple[Table, str]] = {
+    "bronze": (BRONZE_READINGS, "timestamp"),
+    "silver": (SILVER_READINGS, "timestamp"),
+    "gold": (GOLD_SENSOR_5MIN, "window_start"),
+}
+"""Layer of the lake -> its table and the column of event time."""
+
+STAGED = tuple(table for table in TABLES if not table.path.startswith("quality/"))
+"""Tables that stages write, and make when they start."""
+
+JOBS: Mapping[str, tuple[str, Table, Table]] = {
+    "silver": ("bronze", SILVER_READINGS, BRONZE_READINGS),
+    "gold": ("silver", GOLD_SENSOR_5MIN, SILVER_READINGS),
+}
+"""Stage -> the app id of its progress, its table and its source."""
+
+_RECENT = timedelta(hours=1)
+"""Of Gold's windows, whose sensors are looked up in the registry."""
+
+_COUNTED = (BRONZE_READINGS, BRONZE_DEAD_LETTERS, SILVER_READINGS, SILVER_QUARANTINE)
+_LOGS_EVERY = timedelta(minutes=1)
+"""Between two looks at how long the logs are, which is a listing of each."""
+_BEFORE_SILVER = ("ingest", "bronze", "silver")
+"""When one of these stands still, nobody can tell which sensors do."""
+
+
+class LakeWatch:
+    """Follows the tables."""
+
+    def __init__(self, settings: Settings, registry: Registry, this: Round, tables: Tables) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._round = this
+        self._tables = tables
+        self._ear = Ear(tables.lake)
+        self._list_logs_at = this.now
+        self._counted_for = timedelta(seconds=settings.monitor.quality_window_s)
+        self._counts: deque[tuple[datetime, list[int]]] = deque()
+        """When, and the rows of _COUNTED then."""
+
+    def look(self) -> None:
+        """Set the gauges of what is in the tables."""
+        self._look_at_layers()
+        self._look_at_tables()
+        self._count_unregistered()
+        self._judge_health()
+        self._follow_jobs()
+
+    def listen(self) -> None:
+        """Set the gauges of who is silent, once it is known in this round which stages stand still."""
+        now = self._round.now
+        gauges = {kind: metrics.SILENT.labels(sensor_type=kind) for kind in sorted(self._registry.sensor_types)}
+        with self._round.asking("lake", "silent sensors", *gauges.values(), metrics.SILVER_P95):
+            self._tables.open(SILVER_READINGS)
+            known = self._ear.listen(now)
+            p95_s = self._ear.p95_s
+            metrics.SILVER_P95.set(math.nan if p95_s is None else p95_s)
+            stalls = self._round.stalls
+            flows = all(each in stalls and stalls[each].seconds(now) <= STALLED_S for each in _BEFORE_SILVER)
+            found = silent(known, self._registry, now, self._settings.detect.dropout_after)
+            counts = dict(found.group_by("sensor_type").len().iter_rows())
+            for kind, gauge in gauges.items():
+                gauge.set(counts.get(kind, 0) if flows else math.nan)
+
+    def _look_at_layers(self) -> None:
+        for layer, (table, column) in LAYERS.items():
+            freshness, age = metrics.FRESHNESS.labels(layer=layer), metrics.COMMIT_AGE.labels(layer=layer)
+            with self._round.asking("lake", layer, freshness, age):
+                opened = self._tables.open(table)
+                freshness.set(since(newest_event(opened, column), self._round.now))
+                age.set(since(newest_commit(opened), self._round.now))
+
+    def _look_at_tables(self) -> None:
+        rows: dict[Table, int] = {}
+        for table in STAGED:
+            gauges = [
+                each.labels(table=table.path)
+                for each in (metrics.TABLE_FILES, metrics.TABLE_BYTES, metrics.TABLE_ROWS, metrics.TABLE_VERSION)
+            ]
+            with self._round.asking("lake", f"size of {table.path}", *gauges):
+                opened = self._tables.open(table)
+                with translated(f"read the log of {opened.table_uri}"):
+                    files = pl.DataFrame(opened.get_add_actions(flatten=True))
+                rows[table] = int(files["num_records"].sum())
+                sizes = len(files), int(files["size_bytes"].sum()), rows[table], opened.version()
+                for gauge, size in zip(gauges, sizes, strict=True):
+                    gauge.set(size)
+            self._look_at_readers(table)
+        self._judge_quality(rows)
+        if self._round.now >= self._list_logs_at:
+            self._list_logs_at = self._round.now + _LOGS_EVERY
+            for table in STAGED:
+                entries = metrics.TABLE_LOG.labels(table=table.path)
+                with self._round.asking("lake", f"log of {table.path}", entries):
+                    self._tables.open(table)  # raises where there is none, and where nobody is to wait
+                    entries.set(log_entries(self._tables.lake, table))
+
+    def _look_at_readers(self, table: Table) -> None:
+        readers = READERS.get(table.path, ())
+        if readers:
+            unread = metrics.TABLE_UNREAD.labels(table=table.path)
+            with self._round.asking("lake", f"readers of {table.path}", unread):
+                read = [progress(self._tables.open(reader.table), reader.app_id) for reader in readers]
+                unread.set(min(-1 if version is None else version for version in read) + 1)
+
+    def _judge_quality(self, rows: Mapping[Table, int]) -> None:
+        """Of what was added lately. Bronze and Silver each have their own share: behind is not bad."""
+        metrics.QUALITY.set(math.nan)
+        metrics.DEAD_SHARE.set(math.nan)
+        if any(table not in rows for table in _COUNTED):
+            return
+        now = [rows[table] for table in _COUNTED]
+        if self._counts and any(new < old for new, old in zip(now, self._counts[-1][1], strict=True)):
+            self._counts.clear()  # rows went (expiry, a rebuild): differences say nothing
+        self._counts.append((self._round.now, now))
+        while self._round.now - self._counts[0][0] > self._counted_for:
+            self._counts.popleft()
+        read, dead, good, refused = (new - old for new, old in zip(now, self._counts[0][1], strict=True))
+        if read + dead:
+            metrics.DEAD_SHARE.set(dead / (read + dead))
+        if read + dead and good + refused:
+            metrics.QUALITY.set(read / (read + dead) * good / (good + refused))
+
+    def _count_unregistered(self) -> None:
+        with self._round.asking("lake", "unregistered sensors", metrics.UNREGISTERED):
+            start = self._round.now - _RECENT
+            opened = self._tables.open(GOLD_SENSOR_5MIN)
+            recent = scan(opened).filter(pl.col("event_date") >= start.date(), pl.col("window_start") >= start)
+            with translated(f"read {opened.table_uri}"):
+                metrics.UNREGISTERED.set(len(self._registry.unregistered(recent, "window_start").collect()))
+
+    def _judge_health(self) -> None:
+        with self._round.asking("lake", "sensor health", metrics.SENSOR_HEALTH):
+            hour = self._round.now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=1)
+            opened = self._tables.open(GOLD_LOCATION_HOURLY)
+            rows = scan(opened).filter(pl.col("event_date") == hour.date(), pl.col("hour") == hour)
+            known = rows.filter(pl.col("health_pct").is_not_null()).select("health_pct", "sensors_expected")
+            with translated(f"read {opened.table_uri}"):
+                found = known.collect()
+            sensors = int(found["sensors_expected"].sum())
+            healthy = float((found["health_pct"] * found["sensors_expected"]).sum())
+            metrics.SENSOR_HEALTH.set(healthy / sensors / 100 if sensors else math.nan)
+
+    def _follow_jobs(self) -> None:
+        for stage, (app_id, table, source) in JOBS.items():
+            lag = metrics.LAG.labels(stage=stage, partition="all")
+            with self._round.asking("lake", f"lag of {stage}", lag, metrics.STALLED.labels(stage=stage)):
+                done, newest = progress(self._tables.open(table), app_id) or 0, self._tables.open(source).version()
+                lag.set(newest - done)
+                self._round.follow(stage, done, newest)
+
+
+def since(moment: datetime | None, now: datetime) -> float:
+    """Seconds; NaN where there is no such moment."""
+    return (now - moment).total_seconds() if moment else math.nan
+
+
+def newest_event(table: DeltaTable, column: str) -> datetime | None:
+    """Newest value of a time column, from the statistics in the log alone. None where there are no rows."""
+    with translated(f"read the log of {table.table_uri}"):
+        actions = table.get_add_actions(flatten=True)
+    newest = [value for value in actions.column(f"max.{column}").to_pylist() if value is not None]
+    return max(newest) if newest else None
+
+
+def newest_commit(table: DeltaTable) -> datetime:
+    """Time of the newest commit."""
+    with translated(f"read the log of {table.table_uri}"):
+        return datetime.fromtimestamp(table.history(1)[0]["timestamp"] / 1000, UTC)
