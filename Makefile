@@ -1,7 +1,7 @@
 # Needs python3 (3.11 or newer) and make; everything else goes into .venv.
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format types audit requirements check-requirements bench bench-full bench-page bench-load bench-validation \
-	bench-metrics bench-detect bench-latency bench-history bench-engine bench-scale parity soak soak-dashboard eval faults check-dashboards drill up down image check-image check-deploy \
+	bench-metrics bench-detect bench-latency bench-history bench-engine bench-scale parity soak soak-dashboard eval faults check-dashboards drill drill-status up down image check-image check-deploy \
 	check-terraform clean
 
 PYTHON ?= python3
@@ -93,6 +93,9 @@ check-dashboards: setup ## Every panel and rule on a real Prometheus that scrape
 
 drill: setup ## Faults that have to set off alerts, up to a real Alertmanager (Debian: prometheus, prometheus-alertmanager)
 	@$(BIN)/python -m tests.observability.drill
+
+drill-status: setup ## Faults and outages that `pipeline status` has to name within 30 s, and to forget (needs Java)
+	@$(BIN)/python -m tests.observability.trouble
 
 bench-history: setup ## A cycle on a lake of a year beside the same on one of a day (needs Java; ARGS="--days 30")
 	@$(BIN)/python -m benchmarks.history $(ARGS)

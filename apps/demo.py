@@ -175,9 +175,7 @@ def _start_services(running: ExitStack, settings: Settings, ports: Mapping[str, 
     return {process.name: process for service in services for process in service.processes}
 
 
-def _stages(
-    running: ExitStack, settings: Settings, source: Sequence[str]
-) -> dict[str, Process]:
+def _stages(running: ExitStack, settings: Settings, source: Sequence[str]) -> dict[str, Process]:
     """All of them, to be started, and to be stopped with what is running."""
     logs = settings.state_dir.parent / "logs"
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PIPELINE_")}

@@ -15,12 +15,14 @@ from apps import notify
 from apps.breaches import breaches
 from apps.keeping import collect
 from apps.monitor_lake import LAYERS, newest_commit, newest_event
+from apps.notes import note
 from contracts.registry import load_registry
 from contracts.tables import (
     BRONZE_DEAD_LETTERS,
     GOLD_DAILY_SUMMARY,
     GOLD_LOCATION_HOURLY,
     GOLD_SENSOR_5MIN,
+    QUALITY_DIGESTS,
     SILVER_QUARANTINE,
     Table,
 )
@@ -29,6 +31,7 @@ from pipeline.errors import BadInput, NotSetUp, PipelineError
 from pipeline.lake.delta import Lake
 from pipeline.monitoring.digest import Digest, Group, Hour, Layer, Sensor, slack, subject, text
 from pipeline.monitoring.digest_page import page
+from pipeline.monitoring.notes import digest_row
 from pipeline.monitoring.silence import silent
 from pipeline.settings import Settings
 from pipeline.stage import retrying
@@ -42,7 +45,8 @@ log = logging.getLogger(__name__)
 def run(settings: Settings, *, day: date | None, dry_run: bool, out: Path | None) -> None:
     """Make the digest of a day (default: yesterday) and send it; `dry_run`: print the text instead.
 
-    `out` takes the HTML as well. Raises BadInput where there is nobody to send it to; what a channel answers, after
+    `out` takes the HTML as well. Each attempt is noted in quality/digests, where that can be: monitor and `pipeline
+    status` tell of it. Raises BadInput where there is nobody to send it to; what a channel answers, after
     every channel was tried.
     """
     now = datetime.now(UTC)
@@ -61,12 +65,15 @@ def run(settings: Settings, *, day: date | None, dry_run: bool, out: Path | None
         return
     failed: list[PipelineError] = []
     for name, send in channels.items():
+        why = None
         try:
             retrying(settings, f"send the digest by {name}", partial(send, digest))
             typer.echo(f"Sent the digest of {day} by {name}.")
         except PipelineError as error:
             log.error("the digest was not sent by %s: %s", name, error.what)
             failed.append(error)
+            why = error.what
+        note(Lake(settings.lake), QUALITY_DIGESTS, digest_row(day, name, datetime.now(UTC), why))
     if failed:
         raise failed[0]
 

@@ -47,7 +47,7 @@ class Monitor:
         self._tables = Tables(Lake(settings.lake), self._round)
         self._lake = LakeWatch(settings, load_registry(settings.registry), self._round, self._tables)
         self._broker = BrokerWatch(settings, self._round, self._tables)
-        self._warehouse = Warehouse(settings.warehouse)
+        self._warehouse = Warehouse(settings.warehouse, patience_s=settings.warehouse.timeout_s)
         self._loaded: Loaded | None = None
         self._newest: tuple[datetime | None, datetime | None] = None, None
         self._ask_warehouse_at = self._round.now

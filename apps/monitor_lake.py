@@ -9,6 +9,7 @@ import polars as pl
 from deltalake import DeltaTable
 
 from apps.monitor_round import Round, Tables
+from apps.notes import newest
 from apps.silence import Ear
 from contracts.registry import Registry
 from contracts.tables import (
@@ -16,15 +17,18 @@ from contracts.tables import (
     BRONZE_READINGS,
     GOLD_LOCATION_HOURLY,
     GOLD_SENSOR_5MIN,
+    QUALITY_DIGESTS,
     SILVER_QUARANTINE,
     SILVER_READINGS,
     TABLES,
     Table,
 )
 from pipeline import metrics
+from pipeline.errors import NotSetUp
 from pipeline.lake.delta import progress, translated
 from pipeline.lake.layout import scan
 from pipeline.lake.upkeep import READERS, log_entries
+from pipeline.monitoring.notes import DIGEST_DAYS, Sent, sent
 from pipeline.monitoring.silence import silent
 from pipeline.monitoring.status import STALLED_S
 from pipeline.settings import Settings
@@ -63,9 +67,11 @@ class LakeWatch:
         self._registry = registry
         self._round = this
         self._tables = tables
-        self._ear = Ear(tables.lake)
         self._list_logs_at = this.now
         self._counted_for = timedelta(seconds=settings.monitor.quality_window_s)
+        self._ear = Ear(tables.lake, self._counted_for)
+        self._digests: tuple[int, Sent | None] = -1, None
+        """Version of the notes, and what they say."""
         self._counts: deque[tuple[datetime, list[int]]] = deque()
         """When, and the rows of _COUNTED then."""
 
@@ -76,16 +82,17 @@ class LakeWatch:
         self._count_unregistered()
         self._judge_health()
         self._follow_jobs()
+        self._look_at_digests()
 
     def listen(self) -> None:
         """Set the gauges of who is silent, once it is known in this round which stages stand still."""
         now = self._round.now
         gauges = {kind: metrics.SILENT.labels(sensor_type=kind) for kind in sorted(self._registry.sensor_types)}
-        with self._round.asking("lake", "silent sensors", *gauges.values(), metrics.SILVER_P95):
+        with self._round.asking("lake", "silent sensors", *gauges.values(), metrics.SILVER_P95, metrics.LATE_SHARE):
             self._tables.open(SILVER_READINGS)
             known = self._ear.listen(now)
-            p95_s = self._ear.p95_s
-            metrics.SILVER_P95.set(math.nan if p95_s is None else p95_s)
+            for gauge, told in ((metrics.SILVER_P95, self._ear.p95_s), (metrics.LATE_SHARE, self._ear.late_share)):
+                gauge.set(math.nan if told is None else told)
             stalls = self._round.stalls
             flows = all(each in stalls and stalls[each].seconds(now) <= STALLED_S for each in _BEFORE_SILVER)
             found = silent(known, self._registry, now, self._settings.detect.dropout_after)
@@ -179,6 +186,19 @@ class LakeWatch:
                 done, newest = progress(self._tables.open(table), app_id) or 0, self._tables.open(source).version()
                 lag.set(newest - done)
                 self._round.follow(stage, done, newest)
+
+    def _look_at_digests(self) -> None:
+        with self._round.asking("lake", "digests", metrics.DIGEST_AGE, metrics.DIGEST_FAILED):
+            try:
+                version = self._tables.open(QUALITY_DIGESTS).version()
+            except NotSetUp:  # nobody has ever sent one
+                version = -1
+            if version != self._digests[0]:
+                self._digests = version, sent(newest(self._tables.lake, QUALITY_DIGESTS, DIGEST_DAYS))
+            told = self._digests[1] if version >= 0 else None
+            age_s = told.age_s(self._round.now) if told else None
+            metrics.DIGEST_AGE.set(math.nan if age_s is None else age_s)
+            metrics.DIGEST_FAILED.set(math.nan if told is None else bool(told.refused))
 
 
 def since(moment: datetime | None, now: datetime) -> float:

@@ -1,8 +1,9 @@
 """`pipeline reconcile`: prove that every reading is where it belongs, name what is not, and repair what can be."""
 
 import json
+import time
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import typer
@@ -12,10 +13,14 @@ from rich.table import Table as RichTable
 from apps import backfill
 from apps.audit import STEPS, Audit
 from apps.keeping import Deadline
+from apps.notes import note
+from contracts.tables import QUALITY_BOOKS
 from pipeline.broker import spans
 from pipeline.errors import PipelineError
+from pipeline.lake.delta import Lake
 from pipeline.monitoring import books
 from pipeline.monitoring.books import Books, Entry
+from pipeline.monitoring.notes import books_row
 from pipeline.settings import Settings
 
 _SHOWN = 20
@@ -32,8 +37,9 @@ def run(
     dry_run: bool = False,
 ) -> int:
     """Print the books; 0 balanced, 1 not, 2 cannot tell. With `repair` the raw messages that Bronze lacks are
-    published once more, and the books are those of afterwards.
+    published once more, and the books are those of afterwards. They are noted in quality/books, where that can be.
     """
+    run_at, began = datetime.now(UTC), time.monotonic()
     result = reconcile(settings, wait_s, since)
     repaired = None
     if repair and result.entries[0].gaps:
@@ -41,6 +47,7 @@ def run(
         repaired = backfill.repair(settings, gaps, wait_s=wait_s, dry_run=dry_run)
         if repaired.published:
             result = reconcile(settings, wait_s, since)
+    note(Lake(settings.lake), QUALITY_BOOKS, books_row(result, run_at, time.monotonic() - began, since))
     if as_json:
         told = {} if repaired is None else {"repaired": repaired.to_dict()}
         typer.echo(json.dumps(result.to_dict() | told, ensure_ascii=False))

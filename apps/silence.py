@@ -20,13 +20,17 @@ _DAY = timedelta(days=1)
 class Ear:
     """Listens. Costs what is new."""
 
-    def __init__(self, lake: Lake) -> None:
+    def __init__(self, lake: Lake, late_within: timedelta = _BY_READING) -> None:
+        """`late_within`: what came to Silver within it is what `late_share` is a share of."""
         self._lake = lake
+        self._late_within = late_within
         self._known: pl.DataFrame | None = None
         self._taken = datetime.min.replace(tzinfo=UTC)
         """processing_timestamp up to which Silver is known."""
-        self._late: list[tuple[datetime, int, float]] = []
-        """When looked, rows, and their p95 in seconds."""
+        self._took: list[tuple[datetime, float]] = []
+        """When looked, and the p95 of the new rows in seconds."""
+        self._late: list[tuple[datetime, int, int]] = []
+        """When looked, new rows, and how many of them were late."""
 
     def listen(self, now: datetime) -> pl.DataFrame:
         """HEARD of all series of the last day. Raises as the lake does; the next call takes up what this missed."""
@@ -37,17 +41,17 @@ class Ear:
         rows = scan(self._lake.open(SILVER_READINGS)).filter(
             pl.col("event_date") >= (now - _DAY).date(), pl.col("processing_timestamp") > taken
         )
-        late = (pl.col("processing_timestamp") - pl.col("raw_timestamp")).dt.total_microseconds() / 1e6
-        fresh = pl.col("processing_timestamp") > now - _RECENT
+        took = (pl.col("processing_timestamp") - pl.col("raw_timestamp")).dt.total_microseconds() / 1e6
         with translated("read who was heard in silver/readings"):
-            new = rows.select(
-                *HEARD.names()[:3], "timestamp", "processing_timestamp", late=late, fresh=fresh
-            ).collect()
-        self._late = [each for each in self._late if each[0] > now - _RECENT]
+            new = rows.select(*HEARD.names()[:3], "timestamp", "processing_timestamp", "is_late", took=took).collect()
+        self._took = [each for each in self._took if each[0] > now - _RECENT]
+        self._late = [each for each in self._late if each[0] > now - self._late_within]
         if not new.is_empty():
-            recent = new.filter("fresh")["late"]
+            recent = new.filter(pl.col("processing_timestamp") > now - _RECENT)["took"]
             if len(recent):
-                self._late.append((now, len(recent), float(recent.quantile(0.95, "linear") or 0.0)))
+                self._took.append((now, float(recent.quantile(0.95, "linear") or 0.0)))
+            judged = new.filter(pl.col("processing_timestamp") > now - self._late_within)["is_late"]
+            self._late.append((now, len(judged), int(judged.sum())))
             taken = cast(datetime, new["processing_timestamp"].max())
         known = heard(known, new.rename({"timestamp": "newest"})).filter(pl.col("newest") >= now - REMEMBERED)
         self._known, self._taken = known, taken
@@ -56,7 +60,13 @@ class Ear:
     @property
     def p95_s(self) -> float | None:
         """Of the looks of the last minute, the one whose 95th percentile is the longest; None: nothing came."""
-        return max((p95 for _, _, p95 in self._late), default=None)
+        return max((p95 for _, p95 in self._took), default=None)
+
+    @property
+    def late_share(self) -> float | None:
+        """Of what came to Silver within `late_within`; None: nothing came."""
+        rows = sum(count for _, count, _ in self._late)
+        return sum(late for _, _, late in self._late) / rows if rows else None
 
     def _windows(self, now: datetime) -> pl.DataFrame:
         """By windows that are over: a reading may have come up to their end."""

@@ -7,22 +7,25 @@ does not answer, its own round is made here once, which shows all but what takes
 import json
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 
 import typer
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from apps.breaches import breaches
+from apps.notes import newest
 from apps.silence import Ear
 from apps.vitals import own, scrape
 from contracts.registry import load_registry
+from contracts.tables import QUALITY_BOOKS, QUALITY_DIGESTS
 from pipeline.errors import PipelineError
 from pipeline.lake.delta import Lake
+from pipeline.monitoring.notes import DIGEST_DAYS, Balance, Sent, balance, sent
 from pipeline.monitoring.silence import silent
 from pipeline.monitoring.status import (
     Facts,
@@ -31,6 +34,7 @@ from pipeline.monitoring.status import (
     Silent,
     StageFacts,
     Status,
+    Unknown,
     duration,
     figure,
     judge,
@@ -78,7 +82,8 @@ class Observer:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._registry = load_registry(settings.registry)
-        self._ear = Ear(Lake(settings.lake))
+        self._lake = Lake(settings.lake)
+        self._ear = Ear(self._lake)
 
     def look(self, now: datetime) -> Status:
         """The judgement now. What does not answer is no error here."""
@@ -101,6 +106,7 @@ class Observer:
             stages["monitor"] = told_by("monitor", watched)
         up = labelled(seen, "pipeline_system_up", "system")
         rows = labelled(seen, "pipeline_table_rows", "table")
+        books, digest = self._notes(up.get("lake") == 1)
         return Facts(
             at=now,
             monitor=watched is not None,
@@ -109,6 +115,8 @@ class Observer:
             measured=measured(seen),
             silent=self._silent(labelled(seen, "pipeline_silent_sensors", "sensor_type"), now),
             rows={table: rows.get(table) for table in ("bronze/dead_letters", "silver/quarantine")},
+            books=books,
+            digest=digest,
         )
 
     def _ask(self, name: str) -> StageFacts:
@@ -124,6 +132,16 @@ class Observer:
         with closing(Monitor(self._settings, record=False)) as monitor:
             monitor.measure(now)
         return own()
+
+    def _notes(self, lake_answers: bool) -> tuple[Balance | Unknown | None, Sent | Unknown | None]:
+        """What was noted of tools; where the lake is known to be away, nobody waits for it once more."""
+        if lake_answers:
+            with suppress(PipelineError):
+                return (
+                    balance(newest(self._lake, QUALITY_BOOKS, days=0)),
+                    sent(newest(self._lake, QUALITY_DIGESTS, DIGEST_DAYS)),
+                )
+        return "unknown", "unknown"
 
     def _silent(self, counts: Mapping[str, float | None], now: datetime) -> Sequence[Silent] | None:
         if not counts or None in counts.values():
@@ -163,7 +181,7 @@ def screen(status: Status) -> RenderableType:
         parts.append(Text.assemble((f"{line.mark:<9}", _STYLES[line.mark]), f"{line.part} {line.what}: {line.found}"))
         if line.todo:
             parts.append(Text(f"         {line.todo}", style="dim"))
-    table = Table(box=None, pad_edge=False, show_header=False)
+    table = RichTable(box=None, pad_edge=False, show_header=False)
     for line in status.lines:
         if line not in trouble:
             table.add_row(Text(line.mark, style=_STYLES[line.mark]), line.part, line.what, line.found)
@@ -178,7 +196,7 @@ def show_history(settings: Settings, since: datetime, *, as_json: bool) -> None:
             json.dumps({"breaches": [asdict(each) for each in found]}, default=lambda moment: moment.isoformat())
         )
         return
-    table = Table(box=None, pad_edge=False)
+    table = RichTable(box=None, pad_edge=False)
     for column in ("objective", "since", "until", "lasted", "worst", "limit"):
         table.add_column(column)
     now = datetime.now(UTC)

@@ -282,6 +282,58 @@ class QualityBreaches(pa.DataFrameModel):
         strict = True
 
 
+class QualityBooks(pa.DataFrameModel):
+    """What `pipeline reconcile` found: is every reading where it belongs? Counts are null where nobody could tell."""
+
+    run_at: UtcTime = pa.Field(description="When it began")
+    took_s: float = pa.Field(ge=0, description="How long it took, waiting included", metadata={"unit": "s"})
+    since: UtcTime = pa.Field(nullable=True, description="What the broker took from then on; null: everything")
+    verdict: str = pa.Field(isin=["balanced", "unbalanced", "unknown"], description="What the books say")
+    raw: pl.Int64 = pa.Field(nullable=True, ge=0, description="Raw messages", metadata={"unit": "messages"})
+    dead: pl.Int64 = pa.Field(nullable=True, ge=0, description="Dead letters", metadata={"unit": "rows"})
+    bronze: pl.Int64 = pa.Field(nullable=True, ge=0, description="Rows of Bronze", metadata={"unit": "rows"})
+    silver: pl.Int64 = pa.Field(nullable=True, ge=0, description="Rows of Silver", metadata={"unit": "rows"})
+    duplicates: pl.Int64 = pa.Field(nullable=True, ge=0, description="Copies dropped", metadata={"unit": "rows"})
+    quarantine: pl.Int64 = pa.Field(nullable=True, ge=0, description="Rows in quarantine", metadata={"unit": "rows"})
+    late: pl.Int64 = pa.Field(nullable=True, ge=0, description="Late rows of Silver", metadata={"unit": "rows"})
+    gold: pl.Int64 = pa.Field(nullable=True, ge=0, description="Readings counted in Gold", metadata={"unit": "rows"})
+    warehouse: pl.Int64 = pa.Field(
+        nullable=True, ge=0, description="Readings counted in the warehouse", metadata={"unit": "rows"}
+    )
+    gaps: pl.Int64 = pa.Field(ge=0, description="Faults: lost on the way", metadata={"unit": "findings"})
+    repeats: pl.Int64 = pa.Field(ge=0, description="Faults: there twice", metadata={"unit": "findings"})
+    changed: pl.Int64 = pa.Field(ge=0, description="Faults: not as it was", metadata={"unit": "findings"})
+    extra: pl.Int64 = pa.Field(ge=0, description="Faults: without a source", metadata={"unit": "findings"})
+    in_flight: pl.Int64 = pa.Field(ge=0, description="Still on the way at the cut", metadata={"unit": "rows"})
+    unknown: str = pa.Field(nullable=True, description="Why not everything could be told; null: all was")
+    run_date: pl.Date = pa.Field(description="UTC day of run_at; partition column")
+
+    faults_are_unbalanced = rule(
+        "faults_are_unbalanced",
+        "verdict is unbalanced exactly where there are faults.",
+        (pl.col("verdict") == "unbalanced") == (pl.sum_horizontal("gaps", "repeats", "changed", "extra") > 0),
+    )
+    on_its_day = day_of("run_at", "run_date")
+
+    class Config:
+        strict = True
+
+
+class QualityDigests(pa.DataFrameModel):
+    """An attempt to send the digest of a day by one channel, and what became of it."""
+
+    day: pl.Date = pa.Field(description="The day (UTC) that it tells of")
+    channel: str = pa.Field(isin=["mail", "Slack"], description="How it was sent")
+    tried_at: UtcTime = pa.Field(description="When it was taken or given up; retries are one attempt")
+    error: str = pa.Field(nullable=True, description="Why it was not taken; null: it was")
+    tried_date: pl.Date = pa.Field(description="UTC day of tried_at; partition column")
+
+    on_its_day = day_of("tried_at", "tried_date")
+
+    class Config:
+        strict = True
+
+
 @dataclass(frozen=True)
 class Table:
     """A Delta table of the lake: `path` below the lake's root, its contract, partition column and row key, by which
@@ -323,6 +375,8 @@ GOLD_DAILY_SUMMARY = Table(
 )
 QUALITY_CHECKS = Table("quality/checks", QualityChecks, "run_date", ("run_at", "table", "check"))
 QUALITY_BREACHES = Table("quality/breaches", QualityBreaches, "start_date", ("objective", "started_at", "noted_at"))
+QUALITY_BOOKS = Table("quality/books", QualityBooks, "run_date", ("run_at",))
+QUALITY_DIGESTS = Table("quality/digests", QualityDigests, "tried_date", ("day", "channel", "tried_at"))
 
 TABLES = (
     BRONZE_READINGS,
@@ -335,4 +389,6 @@ TABLES = (
     GOLD_DAILY_SUMMARY,
     QUALITY_CHECKS,
     QUALITY_BREACHES,
+    QUALITY_BOOKS,
+    QUALITY_DIGESTS,
 )

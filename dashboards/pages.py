@@ -2,6 +2,8 @@
 
 from dashboards.panels import BAD, ENV, GOOD, JOB, RATE, STAGE, WARN, Page, Panel, Query, above, below
 from pipeline.broker import kafka
+from pipeline.monitoring.notes import DIGEST_LATE_S
+from pipeline.monitoring.status import STALLED_S
 from pipeline.settings import Objectives, Settings
 from pipeline.stage import PORTS
 
@@ -25,6 +27,7 @@ def overview(objectives: Objectives) -> Page:
             ("Stream", _stream(objectives)),
             ("Latency and freshness", _latency(objectives)),
             ("Data", _data(objectives)),
+            ("As monitor sees it", _watched(objectives)),
             ("Lake and warehouse", _lake()),
         ),
     )
@@ -184,6 +187,41 @@ def _data(objectives: Objectives) -> tuple[Panel, ...]:
     )  # fmt: skip
 
 
+def _watched(objectives: Objectives) -> tuple[Panel, ...]:
+    return (
+        Panel(
+            "Stands still", "Since when a stage has not touched input that there is, seen from outside; 10 s are a fault.", "s",
+            (Query(f"max by (stage) (pipeline_stalled_seconds{{{ENV}}})", "{{stage}}"),), below(STALLED_S),
+        ),
+        Panel(
+            "Objectives not kept", "1: not kept at the moment, as `pipeline status` judges it; a gap: nobody can tell.", "short",
+            (Query(f"max by (objective) (pipeline_objective_breached{{{ENV}}})", "{{objective}}"),), below(1),
+        ),
+        Panel(
+            "From the broker to Silver, p95", "Rows of the last minute.", "s",
+            (Query(f"max(pipeline_silver_p95_seconds{{{ENV}}})", "p95"),), below(objectives.latency_p95_s),
+        ),
+        Panel(
+            "Quality in the tables", "Share of good readings in what came within five minutes.", "percentunit",
+            (Query(f"min(pipeline_quality_ratio{{{ENV}}})", "good"),), above(objectives.quality),
+        ),
+        Panel(
+            "Dead and late in the tables", "Shares of what came within five minutes.", "percentunit",
+            (Query(f"max(pipeline_dead_ratio{{{ENV}}})", "dead"), Query(f"max(pipeline_late_ratio{{{ENV}}})", "late")),
+            below(min(objectives.dead_share, objectives.late_share)),
+        ),
+        Panel(
+            "Since the last digested day", "From the end of the newest day whose digest every channel took; more than 31 h: one is "
+            "missing. Nothing where none was ever sent.", "s",
+            (Query(f"max(pipeline_digest_age_seconds{{{ENV}}})", "age"),), below(DIGEST_LATE_S),
+        ),
+        Panel(
+            "Digest refused", "1: a channel did not take the newest one.", "short",
+            (Query(f"max(pipeline_digest_failed{{{ENV}}})", "refused"),), below(1),
+        ),
+    )  # fmt: skip
+
+
 def _lake() -> tuple[Panel, ...]:
     commits = "pipeline_lake_commit_seconds"
     return (
@@ -212,6 +250,14 @@ def _lake() -> tuple[Panel, ...]:
         Panel(
             "Files of tables", "Of the newest version; compaction (`pipeline lake compact`) makes them fewer.", "short",
             (Query(f"max by (table) (pipeline_table_files{{{ENV}}})", "{{table}}"),),
+        ),
+        Panel(
+            "Versions that readers have yet to read", "Of each table that another follows; vacuum keeps what they need.", "short",
+            (Query(f"max by (table) (pipeline_table_version{{{ENV}}} + 1 - pipeline_table_unread_version{{{ENV}}})", "{{table}}"),),
+        ),
+        Panel(
+            "Commits in the log", "Of each table; `pipeline lake vacuum` shortens it.", "short",
+            (Query(f"max by (table) (pipeline_table_log_entries{{{ENV}}})", "{{table}}"),),
         ),
     )  # fmt: skip
 
@@ -270,13 +316,15 @@ def fleet(objectives: Objectives) -> Page:
     return Page("pipeline-fleet", "Fleet", "The sensors: do they send, do they send well, are they known?", (
         ("Sensors", (
             Panel("Health", "Share of the expected readings of the last full hour that came, silent sensors included.", "percentunit",
-                  (Query(f"min(pipeline_sensor_health_ratio{{{ENV}}})", "health"),), above(objectives.sensor_health), stat=True, width=6),
+                  (Query(f"min(pipeline_sensor_health_ratio{{{ENV}}})", "health"),), above(objectives.sensor_health), stat=True, width=5),
             Panel("Not registered", "Series in Gold's last hour that the registry does not have (`pipeline registry unregistered`).",
-                  "short", (Query(f"max(pipeline_unregistered_sensors{{{ENV}}})", "series"),), below(1), stat=True, width=6),
+                  "short", (Query(f"max(pipeline_unregistered_sensors{{{ENV}}})", "series"),), below(1), stat=True, width=5),
+            Panel("Silent now", "Sensors that should have sent by their interval; nothing where the stream stands still.", "short",
+                  (Query(f"sum by (sensor_type) (pipeline_silent_sensors{{{ENV}}})", "{{sensor_type}}"),), below(1), stat=True, width=4),
             Panel("Dropouts an hour", "Series of which nothing came for several expected intervals, announced by detect.", "short",
-                  (Query(f'sum(increase(pipeline_anomalies_total{{{ENV},rule="dropout"}}[1h]))', "dropouts"),), stat=True, width=6),
+                  (Query(f'sum(increase(pipeline_anomalies_total{{{ENV},rule="dropout"}}[1h]))', "dropouts"),), stat=True, width=5),
             Panel("Questions that fail", "What monitor cannot tell at the moment.", "short",
-                  (Query(f"count(pipeline_up{{{ENV}}} == 0) or vector(0)", "questions"),), below(1), stat=True, width=6),
+                  (Query(f"count(pipeline_up{{{ENV}}} == 0) or vector(0)", "questions"),), below(1), stat=True, width=5),
             Panel("Readings a minute, by sensor type", "What ingest decoded.", "short",
                   (Query(f"60 * sum by (sensor_type) (rate(pipeline_readings_total{{{ENV}}}[{RATE}]))", "{{sensor_type}}"),)),
             Panel("Late and repeated", "Readings a minute that Silver found behind their series, and copies that it dropped.", "short",

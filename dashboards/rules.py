@@ -11,6 +11,7 @@ from typing import Any
 from pipeline import metrics
 from pipeline.broker import kafka
 from pipeline.errors import BadInput
+from pipeline.monitoring.notes import DIGEST_LATE_S
 from pipeline.settings import Settings
 from pipeline.stage import PORTS
 
@@ -95,6 +96,7 @@ def alert_groups(settings: Settings) -> dict[str, list[Alert]]:
         "pipeline-stream": list(_stream(settings)),
         "pipeline-data": list(_data(settings)),
         "pipeline-objectives": list(_objectives(settings)),
+        "pipeline-digest": list(_digest()),
     }
 
 
@@ -218,6 +220,14 @@ def _data(settings: Settings) -> Iterator[Alert]:
         "DeadLetterShareHigh", "warning", f"{dead} / {raw} > {objectives.dead_share:g}", "5m",
         "{{ $value | humanizePercentage }} of the raw messages cannot be decoded", stage="ingest",
     )  # fmt: skip
+    late, kept = (
+        f'sum by (environment) (rate(pipeline_events_total{{stage="silver",outcome="{outcome}"}}[5m]))'
+        for outcome in ("late", "ok")
+    )
+    yield Alert(
+        "LateShareHigh", "warning", f"{late} / {kept} > {objectives.late_share:g}", "5m",
+        "{{ $value | humanizePercentage }} of the readings come late", stage="silver",
+    )  # fmt: skip
     yield Alert(
         "DeadLetterCeilingPassed", "critical", "max by (environment) (pipeline_dead_ceiling_passed) == 1", "0m",
         "Of a whole window of raw messages too many are dead letters (ingest.dead_ceiling)", stage="ingest",
@@ -279,6 +289,17 @@ def _objectives(settings: Settings) -> Iterator[Alert]:
                 f"{record}{long} > {limit} and {record}{short} > {limit}", "2m",
                 f"The error budget of {what.lower()} burns {factor:g} times as fast as it may",
             )  # fmt: skip
+
+
+def _digest() -> Iterator[Alert]:
+    yield Alert(
+        "DigestFailed", "warning", "max by (environment) (pipeline_digest_failed) == 1", "5m",
+        "A channel did not take the newest daily digest",
+    )  # fmt: skip
+    yield Alert(
+        "DigestMissing", "warning", f"max by (environment) (pipeline_digest_age_seconds) > {DIGEST_LATE_S:g}", "5m",
+        "No daily digest was sent since that of a day which ended {{ $value | humanizeDuration }} ago",
+    )  # fmt: skip
 
 
 def grew(counter: str, by: str, window: str) -> str:

@@ -127,14 +127,26 @@ SILENT = Gauge(
 )
 QUALITY = Gauge(
     "pipeline_quality_ratio",
-    "Share that was neither dead nor quarantined within five minutes; NaN: nothing came, or cannot tell",
+    "Share that was neither dead nor quarantined, of the last five minutes; NaN: nothing came, or cannot tell",
 )
 DEAD_SHARE = Gauge(
     "pipeline_dead_ratio", "Share of dead letters in what came within the last five minutes; NaN as above"
 )
+LATE_SHARE = Gauge(
+    "pipeline_late_ratio", "Share of late readings in what came to Silver within the last five minutes; NaN as above"
+)
+"""Five minutes: monitor.quality_window_s."""
 SILVER_P95 = Gauge(
     "pipeline_silver_p95_seconds",
     "From the broker's append time to Silver, 95 % of the last minute's rows; NaN: none, or cannot tell",
+)
+DIGEST_AGE = Gauge(
+    "pipeline_digest_age_seconds",
+    "Now less the end of the newest day whose digest every channel took; NaN: none was, or cannot tell",
+)
+DIGEST_FAILED = Gauge(
+    "pipeline_digest_failed",
+    "1: a channel did not take the newest digest, 0: each did; NaN: none was ever sent, or cannot tell",
 )
 BREACHED = Gauge("pipeline_objective_breached", "1: not kept, 0: kept; NaN: cannot tell", ["objective"])
 UNREGISTERED = Gauge(

@@ -29,6 +29,7 @@ from sqlglot import exp
 from pipeline import settings as config
 from pipeline.lake.delta import Lake
 from pipeline.warehouse.redshift import Redshift, prepared
+from pipeline.warehouse.session import Session
 
 _LAYOUT = (exp.DistKeyProperty, exp.DistStyleProperty, exp.SortKeyProperty)
 
@@ -61,7 +62,7 @@ class Server:
                 " error_message char(512))"
             )
 
-    def connect(self) -> "psycopg.Connection[tuple[Any, ...]]":
+    def connect(self) -> Session:
         connection = self._session()
         connection.execute("SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         connection.cursor_factory = type("Cursor", (RedshiftCursor,), {"server": self})
@@ -74,9 +75,9 @@ class Server:
                 (session, datetime.now(UTC), file, column, type[:10], code, message),
             )
 
-    def _session(self) -> "psycopg.Connection[tuple[Any, ...]]":
+    def _session(self) -> Session:
         given = self._postgres
-        return psycopg.connect(
+        return Session.connect(
             host=given.host,
             port=given.port,
             dbname=given.database,
@@ -93,7 +94,7 @@ class FakeRedshift(Redshift):
         super().__init__(settings, lake)
         self._server = server
 
-    def connect(self) -> "psycopg.Connection[tuple[Any, ...]]":
+    def connect(self) -> Session:
         return self._server.connect()
 
 

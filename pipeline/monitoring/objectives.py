@@ -21,6 +21,7 @@ class Measured:
     quality: float | None = None
     sensor_health: float | None = None
     dead_share: float | None = None
+    late_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def verdicts(measured: Measured, promised: Objectives) -> Iterator[Verdict]:
     yield Verdict("quality", told(measured.quality), promised.quality, "1", at_least=True)
     yield Verdict("sensor health", told(measured.sensor_health), promised.sensor_health, "1", at_least=True)
     yield Verdict("dead letters", told(measured.dead_share), promised.dead_share, "1")
+    yield Verdict("late readings", told(measured.late_share), promised.late_share, "1")
 
 
 def told(value: float | None) -> float | None:

@@ -5,20 +5,26 @@ Facts are what monitor's metrics say, what the stages say of themselves, and who
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
+from pipeline.monitoring.notes import DIGEST_LATE_S, Balance, Sent
 from pipeline.monitoring.objectives import Measured, Verdict, told, verdicts
 from pipeline.settings import Objectives
 
 Mark = Literal["ok", "breached", "unknown", "idle"]
 """idle: nothing came that it could be judged by, which is no fault by itself."""
 
+Unknown = Literal["unknown"]
+
 Samples = Mapping[str, Sequence[tuple[Mapping[str, str], float]]]
 """Sample name -> (labels, value), as a process serves them at /metrics."""
 
 STALLED_S = 10.0
 """A stage that has not touched its input for longer does nothing: it polls at least each second."""
+
+BOOKS_OLD = timedelta(days=2)
+"""They are looked at each day where there is a schedule."""
 
 SYSTEMS = ("kafka", "lake", "warehouse")
 WORKERS = ("ingest", "detect", "bronze", "silver", "gold", "load")
@@ -65,6 +71,10 @@ class Facts:
     """None: cannot tell."""
     rows: Mapping[str, float | None]
     """Rows of dead letters and quarantine."""
+    books: Balance | Unknown | None = "unknown"
+    """The last reconciliation; None: there was none."""
+    digest: Sent | Unknown | None = "unknown"
+    """What became of digests; None: nobody ever sent one."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +120,7 @@ def measured(samples: Samples) -> Measured:
         quality=only("pipeline_quality_ratio"),
         sensor_health=only("pipeline_sensor_health_ratio"),
         dead_share=only("pipeline_dead_ratio"),
+        late_share=only("pipeline_late_ratio"),
     )
 
 
@@ -121,7 +132,7 @@ def labelled(samples: Samples, name: str, label: str) -> dict[str, float | None]
 def judge(facts: Facts, promised: Objectives, wedged_after_s: float) -> Status:
     """Every judgement, what came first in the way of a reading first."""
     lines = [*_systems(facts), *_stages(facts, wedged_after_s), *_lags(facts, promised)]
-    return Status(facts.at, [*lines, *_kept(facts, promised), *_silence(facts), *_put_aside(facts)])
+    return Status(facts.at, [*lines, *_kept(facts, promised), *_silence(facts), *_put_aside(facts), *_tools(facts)])
 
 
 def _systems(facts: Facts) -> Iterator[Line]:
@@ -173,7 +184,7 @@ def _lags(facts: Facts, promised: Objectives) -> Iterator[Line]:
 
 _RUNBOOKS = {
     "latency": "latencyhigh", "lag": "consumerlaghigh", "quality": "qualitylow", "sensor health": "sensorhealthlow",
-    "dead letters": "deadlettersharehigh",
+    "dead letters": "deadlettersharehigh", "late readings": "latesharehigh",
 }  # fmt: skip
 
 
@@ -217,6 +228,46 @@ def _put_aside(facts: Facts) -> Iterator[Line]:
             yield Line("put aside", table, "unknown", "cannot tell")
         else:
             yield Line("put aside", table, "ok", f"{rows:,.0f} rows", f"Looked at by {command}." if rows else "")
+
+
+def _tools(facts: Facts) -> Iterator[Line]:
+    """What ran on a schedule, or by hand."""
+    books, digest, at = facts.books, facts.digest, facts.at
+    told = _books(books, at) if isinstance(books, Balance) else _none(books, "has never run")
+    yield Line("tool", "reconcile", *told)
+    told = _digest(digest, at) if isinstance(digest, Sent) else _none(digest, "none was ever sent")
+    yield Line("tool", "digest", *told)
+
+
+def _none(said: Unknown | None, never: str) -> tuple[Mark, str, str]:
+    return ("idle", never, "") if said is None else ("unknown", "cannot tell", "")
+
+
+def _books(books: Balance, at: datetime) -> tuple[Mark, str, str]:
+    """Mark, found, and what to do."""
+    ago = f"{duration((at - books.run_at).total_seconds())} ago"
+    of = f", of what came since {books.since:%Y-%m-%d %H:%M:%S}" if books.since else ""
+    if books.verdict == "unbalanced":
+        todo = "`pipeline reconcile` names them; --repair publishes what Bronze lacks."
+        return "breached", f"the books did not balance {ago}{of}: {books.faults:,} faults", todo
+    if books.verdict == "unknown":
+        why = books.why or "rows were on their way"
+        return "unknown", f"could not tell {ago}{of}: {why}", "Run `pipeline reconcile`."
+    if at - books.run_at > BOOKS_OLD:
+        return "idle", f"the books balanced {ago}{of}; nobody has looked since", "Run `pipeline reconcile`."
+    return "ok", f"the books balanced {ago}{of}", ""
+
+
+def _digest(sent: Sent, at: datetime) -> tuple[Mark, str, str]:
+    """Mark, found, and what to do."""
+    age_s = sent.age_s(at)
+    if sent.refused:
+        why = "; ".join(f"{channel} ({error})" for channel, error in sent.refused.items())
+        todo = f"Mend it, then `pipeline digest --date {sent.day}`; {_RUNBOOK}digestfailed"
+        return "breached", f"that of {sent.day} was not taken by {why}", todo
+    if age_s is None or age_s > DIGEST_LATE_S:
+        return "breached", f"none since that of {sent.day}", f"{_RUNBOOK}digestmissing"
+    return "ok", f"that of {sent.day} was sent", ""
 
 
 def figures(verdict: Verdict) -> str:

@@ -28,6 +28,7 @@ from pipeline.warehouse.errors import translated
 from pipeline.warehouse.plan import STAGING, Loaded, Note, Scope, storable
 from pipeline.warehouse.postgres import PostgreSQL
 from pipeline.warehouse.redshift import Redshift
+from pipeline.warehouse.session import Session
 
 __all__ = ["Job", "Loaded", "Warehouse", "WarehouseDialect", "connect", "dialect", "storable"]
 
@@ -65,7 +66,7 @@ class WarehouseDialect(Protocol):
     def snapshot(self) -> tuple[str, ...]:
         """Statements that make a transaction see one state of the database."""
 
-    def connect(self) -> Connection:
+    def connect(self) -> Session:
         """Open a session in UTC and UTF-8 that commits by itself outside transactions."""
 
     def lock(self) -> list[sql.Composed]:
@@ -96,11 +97,18 @@ class Warehouse:
     """
 
     def __init__(
-        self, settings: config.Warehouse, lake: Lake | None = None, *, using: WarehouseDialect | None = None
+        self,
+        settings: config.Warehouse,
+        lake: Lake | None = None,
+        *,
+        using: WarehouseDialect | None = None,
+        patience_s: float | None = None,
     ) -> None:
+        """`patience_s`: longest wait for an answer, for who only asks; None: no bound."""
         self.settings = settings
         self.using = using or dialect(settings, lake)
-        self._connection: Connection | None = None
+        self._connection: Session | None = None
+        self._patience_s = patience_s
 
     def close(self) -> None:
         """Close the connection, if there is one."""
@@ -234,6 +242,7 @@ class Warehouse:
         with translated(self.settings, self._rejected):
             if self._connection is None or self._connection.closed:
                 self._connection = self.using.connect()
+                self._connection.patience_s = self._patience_s
             try:
                 with self._connection.transaction(), self._connection.cursor() as cursor:
                     yield cursor

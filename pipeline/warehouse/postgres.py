@@ -11,6 +11,7 @@ from contracts.warehouse import LEDGER, Dialect, Relation
 from pipeline import settings as config
 from pipeline.warehouse import checksum, pgcopy
 from pipeline.warehouse.plan import STAGING, name, storable
+from pipeline.warehouse.session import Session
 
 
 class PostgreSQL:
@@ -22,10 +23,10 @@ class PostgreSQL:
     def __init__(self, settings: config.Warehouse) -> None:
         self._settings = settings
 
-    def connect(self) -> psycopg.Connection[tuple[Any, ...]]:
+    def connect(self) -> Session:
         """A session in UTC and UTF-8."""
         given = self._settings
-        connection = psycopg.connect(
+        connection = Session.connect(
             host=given.host,
             port=given.port,
             dbname=given.database,

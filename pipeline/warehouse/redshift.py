@@ -16,6 +16,7 @@ from pipeline.errors import AccessDenied, BadInput, NotSetUp, PipelineError, Unr
 from pipeline.lake.delta import Lake
 from pipeline.warehouse.export import Exported, export
 from pipeline.warehouse.plan import STAGING, name
+from pipeline.warehouse.session import Session
 
 _BEFORE_EXPIRY = timedelta(seconds=60)
 """A password that expires sooner is not used for a new connection."""
@@ -40,14 +41,14 @@ class Redshift:
         self._lake = lake
         self._credentials = Credentials(settings)
 
-    def connect(self) -> psycopg.Connection[tuple[Any, ...]]:
+    def connect(self) -> Session:
         """A session in UTC and UTF-8, over TLS with the server's name verified.
 
         Raises AccessDenied, NotSetUp and Unreachable where IAM gives no credentials.
         """
         given = self._settings
         user, password = self._credentials.get(datetime.now(UTC))
-        connection: psycopg.Connection[tuple[Any, ...]] = psycopg.connect(
+        connection = Session.connect(
             host=given.host,
             port=given.port,
             dbname=given.database,
@@ -98,7 +99,7 @@ class Redshift:
         )
 
 
-def prepared(connection: psycopg.Connection[tuple[Any, ...]]) -> psycopg.Connection[tuple[Any, ...]]:
+def prepared(connection: Session) -> Session:
     """The session's settings: UTC, and floats in all 17 digits, of which the server would send 15."""
     connection.execute("SET timezone TO 'UTC'")
     connection.execute("SET extra_float_digits TO 2")

@@ -1,6 +1,9 @@
 """Loads into a real PostgreSQL, from Gold on S3."""
 
+import os
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -15,7 +18,15 @@ from apps.load import Loader
 from contracts.tables import SILVER_READINGS
 from contracts.warehouse import FACTS, Fact
 from pipeline import settings as config
-from pipeline.errors import AccessDenied, Conflict, ContractBroken, HistoryMismatch, NotSetUp, TransientError
+from pipeline.errors import (
+    AccessDenied,
+    Conflict,
+    ContractBroken,
+    HistoryMismatch,
+    NotSetUp,
+    TransientError,
+    Unreachable,
+)
 from pipeline.lake import delta as lakes
 from pipeline.lake.delta import Lake
 from pipeline.settings import Settings
@@ -300,3 +311,23 @@ def test_a_user_without_rights_is_told_which(world: World) -> None:
 def test_without_gold_there_is_nothing_to_load(world: World) -> None:
     load.run(world.settings, until_caught_up=True)
     assert world.ledger() == []
+
+
+def test_who_only_asks_gives_up_on_a_server_that_stands_still_and_asks_again_later(
+    world: World, loader: Loader
+) -> None:
+    world.add(5)
+    load_all(loader)
+    with closing(Warehouse(world.settings.warehouse, patience_s=0.5)) as asking:
+        shown = asking.loaded(FACTS[0])
+        with asking.transaction() as cursor:
+            (backend,) = cursor.execute("SELECT pg_backend_pid()").fetchone() or (0,)
+        os.kill(backend, signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            with pytest.raises(Unreachable, match=r"no answer within 0\.5 s"):
+                asking.loaded(FACTS[0])
+            assert time.monotonic() - began < 5
+            assert asking.loaded(FACTS[0]) == shown  # with a new session
+        finally:
+            os.kill(backend, signal.SIGCONT)

@@ -7,7 +7,6 @@ rules; only times are PACE times shorter, and with them the objectives of latenc
 """
 
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -17,22 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import SecretStr
 
-from apps.local import HOST, ObjectStore, Postgres, free_ports
-from apps.warehouse import init
+from apps.local import HOST
 from dashboards import rules
 from pipeline import metrics
 from pipeline import settings as config
-from pipeline.broker import kafka
 from pipeline.settings import Settings
-from tests.faultproxy import FaultProxy
-from tests.processes import all_ended, spawn, until
-from tests.services import ROOT, choose_broker, running_kafka
+from tests.observability.stack import STAGES, Stack, running
+from tests.processes import until
+from tests.services import KAFKA_VERSION, ROOT
 from tests.watchers import Alertmanager, Prometheus, Webhook
 
 PACE = 20
-STAGES = ("ingest", "detect", "bronze", "silver", "gold", "load", "monitor")
 RATE = "200"
 PATIENCE_S = 180.0
 
@@ -43,35 +38,19 @@ Expected = tuple[str, Mapping[str, str]]
 class Drill:
     """A pipeline in reach of what goes wrong, and what is heard of it."""
 
-    def __init__(self, settings: Settings, logs: Path, proxy: FaultProxy, webhook: Webhook) -> None:
-        self.proxy = proxy
+    def __init__(self, stack: Stack, webhook: Webhook) -> None:
+        self.stack = stack
         self.webhook = webhook
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._settings = settings
-        self._logs = logs
-        names = ("simulate", *STAGES, "dashboard")
-        self.ports = dict(zip(names, free_ports(len(names)), strict=True))
-
-    def start(self, stage: str, *arguments: str) -> None:
-        """Start a stage, at the port that Prometheus asks."""
-        observability = self._settings.observability.model_copy(update={"port": self.ports[stage]})
-        settings = self._settings.model_copy(update={"observability": observability})
-        self.processes[stage] = spawn(settings, self._logs / f"{stage}.log", stage, *arguments)
 
     def feed(self, *, bad: float = 0.0) -> None:
         """Have a fleet send, a share of it nonsense, in the place of the one before."""
-        if "simulate" in self.processes:
-            self.stop("simulate")
-        self.start("simulate", "--rate", RATE, "--malformed-rate", str(bad))
+        if "simulate" in self.stack.processes:
+            self.stack.stop("simulate")
+        self.stack.start("simulate", "--rate", RATE, "--malformed-rate", str(bad))
 
     def slow(self, seconds: float | None) -> None:
         """Have the store wait so long before it takes an object."""
-        self.proxy.fault = lambda method, _path: seconds if method == "PUT" else None
-
-    def stop(self, stage: str) -> None:
-        """End a stage, and wait for it."""
-        self.processes[stage].terminate()
-        self.processes[stage].wait(30)
+        self.stack.proxy.fault = lambda method, _path: seconds if method == "PUT" else None
 
     def check(
         self,
@@ -124,27 +103,27 @@ def _is_of(labels: Mapping[str, str], expected: Sequence[Expected]) -> bool:
 
 def main() -> int:
     """Run it; an alert that does not come, or does not go, is an AssertionError."""
-    print(f"broker: {choose_broker()}; times are {PACE} times shorter than the rules say", flush=True)
-    with tempfile.TemporaryDirectory(prefix="drill-") as scratch, ExitStack() as running:
+    print(f"Apache Kafka {KAFKA_VERSION}; times are {PACE} times shorter than the rules say", flush=True)
+    with tempfile.TemporaryDirectory(prefix="drill-") as scratch, ExitStack() as entered:
         place = Path(scratch)
-        drill = running.enter_context(_running(place))
-        alertmanager = running.enter_context(Alertmanager(place, _alertmanager(place, drill.webhook.url)))
-        targets = {stage: f"{HOST}:{port}" for stage, port in drill.ports.items()}
+        drill = entered.enter_context(_running(place))
+        alertmanager = entered.enter_context(Alertmanager(place, _alertmanager(place, drill.webhook.url)))
+        targets = {stage: f"{HOST}:{port}" for stage, port in drill.stack.ports.items()}
         prometheus = Prometheus(place / "prometheus", targets, _rules(place), alertmanager=alertmanager)
-        running.enter_context(prometheus)
+        entered.enter_context(prometheus)
 
         drill.check(
             prometheus,
             "the producer stops",
-            lambda: drill.stop("simulate"),
+            lambda: drill.stack.stop("simulate"),
             drill.feed,
             ("ProducerDown", {"severity": "critical"}),
         )
         drill.check(
             prometheus,
             "a consumer stops",
-            lambda: drill.stop("ingest"),
-            lambda: drill.start("ingest"),
+            lambda: drill.stack.stop("ingest"),
+            lambda: drill.stack.start("ingest"),
             ("StageDown", {"stage": "ingest"}),
             ("ConsumerLagHigh", {"severity": "warning"}),
         )
@@ -168,34 +147,17 @@ def main() -> int:
 
 @contextmanager
 def _running(place: Path) -> Iterator[Drill]:
-    with (
-        running_kafka(place / "kafka") as bootstrap_servers,
-        ObjectStore(place / "store") as store,
-        Postgres(place / "postgres") as postgres,
-        FaultProxy(store.endpoint_url) as proxy,
-        Webhook().open() as webhook,
-    ):
-        settings = Settings(
-            kafka=config.Kafka(bootstrap_servers=bootstrap_servers, partitions=2),
-            lake=config.Lake(
-                uri=f"s3://{store.bucket}",
-                endpoint_url=proxy.endpoint_url,
-                access_key_id="pipeline",
-                secret_access_key=SecretStr("pipeline-local"),
-            ),
-            warehouse=config.Warehouse(port=postgres.port, sslmode="disable"),
-            monitor=config.Monitor(interval_s=1.0, warehouse_interval_s=1.0),
-            objectives=_objectives(),
-            state_dir=place / "state",
-        )
-        kafka.create_topics(settings)
-        init(settings)
-        drill = Drill(settings, place / "logs", proxy, webhook)
-        with all_ended(drill.processes):
-            drill.feed()
-            for stage in STAGES:
-                drill.start(stage)
-            yield drill
+    changes = {
+        "kafka": {"partitions": 2},
+        "monitor": config.Monitor(interval_s=1.0, warehouse_interval_s=1.0),
+        "objectives": _objectives(),
+    }
+    with running(place, proxied=True, **changes) as stack, Webhook().open() as webhook:
+        drill = Drill(stack, webhook)
+        drill.feed()
+        for stage in STAGES:
+            stack.start(stage)
+        yield drill
 
 
 def _objectives() -> config.Objectives:

@@ -1,6 +1,7 @@
 """The digest from a lake on disk to a mail server and a webhook that are really there."""
 
 import json
+import math
 import socket
 import threading
 from collections.abc import Iterator
@@ -19,9 +20,15 @@ from aiosmtpd.smtp import SMTP, Envelope, Session
 
 from apps.breaches import Recorder
 from apps.digest import collected, run
-from contracts.tables import GOLD_SENSOR_5MIN
+from apps.monitor_lake import LakeWatch
+from apps.monitor_round import Round, Tables
+from apps.notes import newest
+from apps.vitals import own
+from contracts.registry import load_registry
+from contracts.tables import GOLD_SENSOR_5MIN, QUALITY_DIGESTS
 from pipeline.errors import AccessDenied, BadInput, Unreachable
 from pipeline.lake.delta import Lake
+from pipeline.monitoring.notes import DIGEST_DAYS, sent
 from pipeline.monitoring.objectives import Verdict
 from pipeline.settings import Settings
 from pipeline.simulation.fleet import Fleet
@@ -165,6 +172,32 @@ def test_mail_and_slack_get_it(lake: str) -> None:
     assert "Pipeline digest 2026-03-01" in said["text"]
 
 
+def test_a_failed_digest_is_in_the_metrics_until_it_is_sent_and_so_is_the_age_of_the_last(tmp_path: Path) -> None:
+    def told(at: datetime) -> tuple[float, float]:
+        this, given = Round(), settings(str(tmp_path))
+        this.begin(at)
+        LakeWatch(given, load_registry(), this, Tables(Lake(given.lake), this)).look()
+        served = own()
+        (failed,), (age,) = served["pipeline_digest_failed"], served["pipeline_digest_age_seconds"]
+        return failed[1], age[1]
+
+    assert all(map(math.isnan, told(NOW)))  # nobody ever sent one
+    with webhook(404) as hook, pytest.raises(AccessDenied):
+        run(settings(str(tmp_path), slack_webhook=hook), day=DAY, dry_run=False, out=None)
+    failed, age = told(NOW)
+    assert failed == 1
+    assert math.isnan(age)
+    with webhook(200) as hook:
+        run(settings(str(tmp_path), slack_webhook=hook), day=DAY, dry_run=False, out=None)
+    assert told(NOW) == (0, (NOW - MIDNIGHT).total_seconds())
+    assert told(NOW + timedelta(days=40)) == (0, (NOW - MIDNIGHT).total_seconds() + 40 * 86_400)
+
+
+def test_a_dry_run_notes_nothing(tmp_path: Path) -> None:
+    run(settings(str(tmp_path)), day=DAY, dry_run=True, out=None)
+    assert sent(newest(Lake(settings(str(tmp_path)).lake), QUALITY_DIGESTS, DIGEST_DAYS)) is None
+
+
 def test_a_busy_webhook_is_tried_again(lake: str) -> None:
     with webhook(503, 429, 200) as hook:
         run(settings(lake, slack_webhook=hook).model_copy(update={"retry_s": 10}), day=DAY, dry_run=False, out=None)
@@ -180,6 +213,10 @@ def test_where_one_channel_fails_the_other_gets_it_and_the_failure_is_told(
     assert len(box.mails) == 1
     assert "secret-part" not in str(told.value)
     assert "Sent the digest of 2026-03-01 by mail." in capsys.readouterr().out
+    noted = sent(newest(Lake(settings(lake).lake), QUALITY_DIGESTS, DIGEST_DAYS))
+    assert noted is not None
+    assert (noted.day, list(noted.refused), noted.whole) == (DAY, ["Slack"], None)
+    assert "secret-part" not in str(noted)
     with mail_server(Mailbox("550 spam")) as mail, webhook(200) as hook, pytest.raises(Unreachable, match="550"):
         run(settings(lake, **mail, slack_webhook=hook), day=DAY, dry_run=False, out=None)
     assert len(Hook.got) == 1

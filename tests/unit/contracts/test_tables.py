@@ -35,6 +35,9 @@ AGGREGATE = {
 }  # fmt: skip
 ROLLUP = {"sensor_count": 1, "sensors_expected": 1}
 
+TOLD = ("raw", "dead", "bronze", "silver", "duplicates", "quarantine", "late", "gold", "warehouse")
+FOUND = ("gaps", "repeats", "changed", "extra", "in_flight")
+
 ROWS: dict[str, dict[str, Any]] = {
     "bronze/readings": READING | KEPT,
     "bronze/dead_letters": {
@@ -63,6 +66,13 @@ ROWS: dict[str, dict[str, Any]] = {
         "objective": "lag", "started_at": NOON, "noted_at": NOON, "ended_at": NOON, "worst": 2.0, "limit": 1.0,
         "unit": "1", "start_date": NOON.date(),
     },
+    "quality/books": {
+        "run_at": NOON, "took_s": 0.0, "since": NOON, "verdict": "unknown", "unknown": "raw -> bronze: away",
+        "run_date": NOON.date(),
+    } | dict.fromkeys(TOLD + FOUND, 0),
+    "quality/digests": {
+        "day": NOON.date(), "channel": "mail", "tried_at": NOON, "error": "refused", "tried_date": NOON.date(),
+    },
 }  # fmt: skip
 """A row that keeps each contract, at the bounds where there are any."""
 
@@ -77,6 +87,8 @@ NULLABLE: dict[str, set[str]] = {
     "gold/daily_summary": {"std", "health_pct"},
     "quality/checks": set(),
     "quality/breaches": {"ended_at"},
+    "quality/books": {*TOLD, "since", "unknown"},
+    "quality/digests": {"error"},
 }
 
 Changes = dict[str, Any] | tuple[dict[str, Any], ...]
@@ -200,6 +212,17 @@ BREAKS: dict[str, Cases] = {
         ],
     }
     | another_day("start_date"),
+    "quality/books": low(0, "took_s", *TOLD, "in_flight")
+    | {
+        ("verdict", "isin"): [{"verdict": "fine"}],
+        ("row", "faults_are_unbalanced"): [
+            {"verdict": "unbalanced"},
+            *({"verdict": verdict, kind: 1} for verdict in ("balanced", "unknown") for kind in FOUND[:4]),
+        ],
+    }
+    | {(kind, "greater_than_or_equal_to"): [{kind: -1}] for kind in FOUND[:4]}
+    | another_day("run_date"),
+    "quality/digests": {("channel", "isin"): [{"channel": "fax"}]} | another_day("tried_date"),
 }
 
 KEEPS: dict[str, list[Changes]] = {

@@ -1,10 +1,11 @@
 """The judgement of frozen facts: each case breaks one thing, and exactly that is named, with what to do."""
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from pipeline.monitoring.notes import Balance, Sent
 from pipeline.monitoring.objectives import Measured
 from pipeline.monitoring.status import WORKERS, Facts, Silent, StageFacts, Status, duration, judge, measured
 from pipeline.settings import Objectives
@@ -18,7 +19,10 @@ FIGURES = Measured(
     quality=0.999,
     sensor_health=0.98,
     dead_share=0.0,
+    late_share=0.0,
 )
+BALANCED = Balance(NOW - timedelta(hours=2), None, "balanced", 0, None)
+SENT = Sent(NOW.date() - timedelta(days=1), {}, NOW.date() - timedelta(days=1))
 FACTS = Facts(
     at=NOW,
     monitor=True,
@@ -27,6 +31,8 @@ FACTS = Facts(
     measured=FIGURES,
     silent=[],
     rows={"bronze/dead_letters": 4.0, "silver/quarantine": 0.0},
+    books=BALANCED,
+    digest=SENT,
 )
 
 
@@ -96,8 +102,9 @@ def test_what_nobody_can_tell_is_unknown_and_never_well() -> None:
     blind = Measured(freshness_s=dict.fromkeys(FIGURES.freshness_s), lag={"pipeline-ingest on sensors.raw": None})
     unknown = dict.fromkeys(WORKERS, replace(WELL, stalled_s=None))
     status = judged(
-        replace(FACTS, systems={}, stages=unknown, measured=blind, silent=None, rows={"bronze/dead_letters": None})
-    )
+        replace(FACTS, systems={}, stages=unknown, measured=blind, silent=None, rows={"bronze/dead_letters": None},
+                books="unknown", digest="unknown")
+    )  # fmt: skip
     assert {line.mark for line in status.lines} == {"unknown"}
     assert status.exit_code == 2
 
@@ -110,6 +117,40 @@ def test_an_outage_does_not_make_figures_good_or_bad() -> None:
         ("system", "warehouse", "breached"),
         ("objective", "freshness of warehouse", "unknown"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("books", "mark", "words"),
+    [
+        (BALANCED, "ok", "the books balanced 2.0 h ago"),
+        (replace(BALANCED, since=NOW), "ok", "of what came since 2026-03-01"),
+        (replace(BALANCED, run_at=NOW - timedelta(days=3)), "idle", "nobody has looked since"),
+        (replace(BALANCED, verdict="unbalanced", faults=3), "breached", "3 faults"),
+        (replace(BALANCED, verdict="unbalanced", faults=3, run_at=NOW - timedelta(days=9)), "breached", "9 days ago"),
+        (replace(BALANCED, verdict="unknown", why="raw -> bronze: away"), "unknown", "raw -> bronze: away"),
+        (None, "idle", "has never run"),
+    ],
+)
+def test_the_last_reconciliation_is_shown_with_its_age(books: Balance | None, mark: str, words: str) -> None:
+    line = next(line for line in judged(replace(FACTS, books=books)).lines if line.what == "reconcile")
+    assert line.mark == mark
+    assert words in line.found
+
+
+@pytest.mark.parametrize(
+    ("digest", "mark", "words"),
+    [
+        (SENT, "ok", "that of 2026-02-28 was sent"),
+        (replace(SENT, refused={"mail": "refused"}), "breached", "not taken by mail (refused)"),
+        (replace(SENT, whole=SENT.day - timedelta(days=1)), "ok", "sent"),  # the next one is due in the morning
+        (Sent(SENT.day - timedelta(days=2), {}, SENT.day - timedelta(days=2)), "breached", "none since"),
+        (None, "idle", "none was ever sent"),
+    ],
+)
+def test_a_digest_that_failed_or_never_came_is_a_breach(digest: Sent | None, mark: str, words: str) -> None:
+    line = next(line for line in judged(replace(FACTS, digest=digest)).lines if line.what == "digest")
+    assert line.mark == mark
+    assert words in line.found
 
 
 def test_nothing_that_came_is_nothing_to_judge_by() -> None:
