@@ -1,7 +1,8 @@
 # Needs python3 (3.11 or newer) and make; everything else goes into .venv.
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format types audit requirements check-requirements bench bench-full bench-page bench-load bench-validation \
-	bench-metrics bench-detect bench-latency bench-history bench-engine bench-scale parity soak soak-dashboard eval faults check-dashboards drill drill-status up down image check-image check-deploy \
+	bench-metrics bench-detect bench-latency bench-history bench-store bench-engine bench-scale parity soak soak-dashboard eval faults \
+	check-dashboards drill drill-status up down image check-image check-deploy \
 	check-terraform clean
 
 PYTHON ?= python3
@@ -102,6 +103,9 @@ bench-history: setup ## A cycle on a lake of a year beside the same on one of a 
 
 soak: setup ## 5,000 commits with upkeep, then all stages for 30 minutes (needs Java; ARGS="--minutes 5")
 	@$(BIN)/python -m benchmarks.soak $(ARGS)
+
+bench-store: setup ## Requests to the store of a commit and a cycle, bytes a row
+	@$(BIN)/python -m benchmarks.store $(ARGS)
 
 bench-engine: setup ## A rebuild in one process, and on one and two workers of Ray
 	@$(BIN)/python -m benchmarks.engine $(ARGS)

@@ -287,7 +287,6 @@ def run(commits: int) -> dict[str, Any]:
             "compactions": len(lasted),
             "compacted_files": sum(count for _, count in soak.compactions),
             "compaction_s": {"median": round(float(np.median(lasted)), 2), "longest": round(max(lasted), 2)},
-            "vacuums": (STANDSTILLS - 1) * len(TABLES),
             "vacuumed_files": soak.vacuumed,
             "log_entries_gone": soak.log_entries_gone,
             "tables_kept_for_readers": soak.kept_for_readers,

@@ -41,7 +41,6 @@ from apps.local import Postgres
 from apps.reconcile import reconcile
 from apps.silver import Silver
 from benchmarks import results
-from benchmarks.commits import PARTITIONS, TOPIC, decoded
 from benchmarks.costs import CountedStore, database
 from benchmarks.soak import tables
 from contracts.registry import load_registry
@@ -50,7 +49,6 @@ from contracts.warehouse import FACTS
 from pipeline.broker import kafka
 from pipeline.core.refine import prepare
 from pipeline.lake.delta import Lake, append
-from pipeline.lake.sink import DeltaSink
 from pipeline.settings import Kafka, Observability, Settings
 from pipeline.settings import Lake as LakeSettings
 from pipeline.simulation.fleet import Fleet, batches
@@ -62,17 +60,16 @@ INTERVAL = timedelta(minutes=5)
 A_WEEK = 7
 """Days of the past that are made at a time."""
 SEED = 7
-COMMITS = 200
 OLD_PARTITIONS = 1000
 """The first partition that the history's rows say they are of."""
 STEPS = ("silver", "gold", "load", "reconcile --since")
 
 
-def day_of(sensors: int, day: datetime) -> pl.DataFrame:
+def day_of(sensors: int, day: datetime, interval: timedelta = INTERVAL) -> pl.DataFrame:
     """Rows of bronze/readings: a day of each sensor, in the order of time."""
-    signals, turns = Signals(sensors, SEED), timedelta(days=1) // INTERVAL
+    signals, turns = Signals(sensors, SEED), timedelta(days=1) // interval
     sensor = np.tile(np.arange(sensors), turns)
-    start_us, step_us = round(day.timestamp() * 1e6), INTERVAL // timedelta(microseconds=1)
+    start_us, step_us = round(day.timestamp() * 1e6), interval // timedelta(microseconds=1)
     at_us = start_us + np.repeat(np.arange(turns), sensors) * step_us + sensor * 1_000
     dice = np.random.default_rng([SEED, start_us])
     named = pl.DataFrame(signals.sensors, schema=["sensor_id", "sensor_type", "location", "unit"], orient="row")
@@ -80,7 +77,7 @@ def day_of(sensors: int, day: datetime) -> pl.DataFrame:
     return (
         named[sensor]
         .with_columns(
-            event_id=pl.Series(offset).cast(pl.String),
+            event_id=pl.Series([dice.bytes(16).hex() for _ in range(len(sensor))]),
             timestamp=pl.Series(at_us).cast(pl.Datetime("us", "UTC")),
             value=pl.Series(signals.values(sensor, at_us, dice.standard_normal(len(sensor)))),
             label=pl.lit(None),
@@ -252,21 +249,6 @@ def questions(site: Site, new: list[tuple[str, bytes | None]]) -> list[dict[str,
     return list(lines.values())
 
 
-def committed(store: CountedStore, settings: Settings) -> dict[str, float]:
-    """Requests of one commit of Bronze's sink, whose table object is opened anew every hundred."""
-    aside = settings.lake.model_copy(update={"uri": f"s3://{store.bucket}/commits"})
-    sink = DeltaSink(Lake(aside), BRONZE_READINGS, TOPIC, partial(decoded, datetime.now(UTC)), retry_s=60.0)
-    sink.setup()
-    for number in range(COMMITS + 1):
-        if number == 1:
-            before = store.account()
-        for partition in range(PARTITIONS):
-            sink.add(b"x", b"0", 0, [], TOPIC, partition, number)
-        sink.flush()
-    after = store.account()
-    return {f"s3_{what}": (after[what] - before[what]) / COMMITS for what in ("requests", "writes")}
-
-
 def main() -> None:
     """Make both lakes, measure, and keep the figures."""
     parser = argparse.ArgumentParser(prog="make bench-history", description=__doc__)
@@ -302,7 +284,6 @@ def main() -> None:
                 succeed(settings, "lake", *upkeep, timeout=600)
         measured(sites, messages[:-1])
         short, long = sites
-        commit = committed(store, settings)
         asked_of = questions(long, messages[-1])
         steps = [
             {
@@ -321,7 +302,7 @@ def main() -> None:
         told = {
             "days": asked.days, "sensors": asked.sensors, "new": asked.new, "rounds": asked.rounds - 1,
             "rows": asked.days * asked.sensors * (timedelta(days=1) // INTERVAL),
-            "steps": steps, "questions": asked_of, "bronze_commit": commit,
+            "steps": steps, "questions": asked_of,
             "tables": [{"table": path, **each} for path, each in seen.items()],
         }  # fmt: skip
         print(f"{results.save('history', asked.keep, **told)}: {json.dumps(told, indent=1)}")

@@ -1,18 +1,27 @@
-"""docs/BENCHMARKS.md and its plots, from page.md and the results that are checked in: `make bench-page`."""
+"""docs/BENCHMARKS.md and its plots, docs/SIZING.md and a table of docs/ARCHITECTURE.md, from page.md, sizing.md and
+the results that are checked in: `make bench-page`.
+"""
 
 import json
+import re
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from string import Template
 from typing import Any
 
+from benchmarks import lasting, sizing
 from benchmarks.results import KEPT
 from benchmarks.svg import Bar, bars
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = "BENCHMARKS.md"
 TEMPLATE = Path(__file__).with_name("page.md")
+SIZING = "SIZING.md"
+SIZING_TEMPLATE = Path(__file__).with_name("sizing.md")
+ON_PAPER = "ARCHITECTURE.md"
+MARKS = "<!-- on paper: made by `make bench-page` -->", "<!-- on paper: end -->"
+"""Around what is replaced in a document that is otherwise written by hand."""
 
 _STAGES = {
     "simulate": "`simulate`",
@@ -69,6 +78,7 @@ def pages(template: str, results: dict[str, Result]) -> dict[str, str]:
     tables |= {f"stages_{name}": f"{stages[name]:,}" for name in ("readings", "repetitions")}
     tables |= {name: _latency(result) for name, result in results.items() if name.startswith("latency")}
     tables |= {"detect": _detect(results["detect"]), "parity": _parity(results["parity"])}
+    tables |= lasting.tables(results)
     tables |= {f"parity_{name}": f"{results['parity'][name]:,}" for name in ("readings", "kills")}
     plots = {f"benchmarks-{corpus}.svg": _plotted(lines) for corpus, lines in stages["corpora"].items()}
     plots["benchmarks-latency.svg"] = bars(
@@ -80,7 +90,13 @@ def pages(template: str, results: dict[str, Result]) -> dict[str, str]:
         ],
         log=True,
     )
-    return {PAGE: Template(template).substitute(tables), **plots}
+    return {PAGE: Template(_kept(template, results)).substitute(tables), **plots}
+
+
+def _kept(template: str, results: dict[str, Result]) -> str:
+    """Without the parts `<!-- of NAME -->` to `<!-- end of NAME -->` that there is no result of."""
+    part = re.compile(r"<!-- of (\w+) -->\n(.*?)<!-- end of \1 -->\n", re.DOTALL)
+    return part.sub(lambda found: found[2] if found[1] in results else "", template)
 
 
 def _measured(result: Result) -> str:
@@ -178,7 +194,18 @@ def _parity(result: Result) -> str:
 def kept() -> dict[str, str]:
     """What the template and the results that are checked in give."""
     results = {path.stem: json.loads(path.read_text()) for path in sorted(KEPT.glob("*.json"))}
-    return pages(TEMPLATE.read_text(), results)
+    figures = sizing.figures(sizing.Measured.of(results))
+    return pages(TEMPLATE.read_text(), results) | {
+        SIZING: Template(SIZING_TEMPLATE.read_text()).substitute(figures),
+        ON_PAPER: between((DOCS / ON_PAPER).read_text(), figures["paper"]),
+    }
+
+
+def between(text: str, made: str) -> str:
+    """A document with this between its MARKS. Raises ValueError where it has none."""
+    before, rest = text.split(MARKS[0])
+    _, after = rest.split(MARKS[1])
+    return f"{before}{MARKS[0]}\n{made}\n{MARKS[1]}{after}"
 
 
 def main() -> None:

@@ -28,6 +28,10 @@ BRONZE_TABLES = 3
 LOAD_BUSY_S = 60.0
 """The least that Redshift Serverless bills a load for."""
 BASE_RPU = 8
+GIB_A_CORE = 4.0
+"""Of the machines that stages run on; what has little to compute still takes memory."""
+BESIDE_GIB = 1.0
+"""Of monitor and dashboard, a shard."""
 
 PRICES = {
     "core": 0.0408,
@@ -66,22 +70,16 @@ class Measured:
     @classmethod
     def of(cls, results: Results) -> "Measured":
         """Raises KeyError where a result is missing."""
-        stages, history = results["stages"]["corpora"]["dense"], results["history"]
+        stages, store = results["stages"]["corpora"]["dense"], results["store"]
         cases = {case["case"]: case for case in results["detect"]["cases"]}
-        tables = {each["table"]: each for each in history["tables"]}
-        steps = {step["step"]: step for step in history["steps"]}
-        commit = history["bronze_commit"]
         return cls(
             {name: _median(stages[name], "cpu_us") / 1e6 for name in ("ingest", "bronze", "silver", "gold", "load")},
             {name: _median(stages[name], "peak_mib") for name in ("ingest", "bronze", "silver", "gold", "load")}
             | {"detect": cases["50 sensors"]["peak_mib"]},
             {name: case["cpu_us_per_reading"] / 1e6 for name, case in cases.items()},
             cases["100,000 sensors"]["mib_per_1000_sensors"] / 1000,
-            {path: 1e6 * tables[path]["mb"] / tables[path]["rows"]
-             for path in ("bronze/readings", "silver/readings", "gold/sensor_5min")},
-            {"bronze": (commit["s3_requests"], commit["s3_writes"])}
-            | {name: (steps[name]["s3_requests_year"], steps[name]["s3_writes_year"])
-               for name in ("silver", "gold", "load")},
+            store["bytes_a_row"],
+            {stage: (counted["requests"], counted["writes"]) for stage, counted in store["requests"].items()},
         )  # fmt: skip
 
 
@@ -98,6 +96,7 @@ class Need:
     replicas: dict[str, int]
     partitions: int
     memory_gib: float
+    cores_to_have: float
     lake_gb: float
     kafka_mb_s: float
     kafka_gb: float
@@ -117,7 +116,8 @@ def needed(asked: Asked, measured: Measured) -> Need:
     } | dict.fromkeys(("silver", "gold", "load"), shards)
     most = max(replicas[stage] // shards for stage in ("ingest", "detect", "bronze"))
     memory = sum(measured.mib[stage] * count for stage, count in replicas.items())
-    memory += asked.sensors * measured.detect_mib_a_sensor
+    memory_gib = (memory + asked.sensors * measured.detect_mib_a_sensor) / 1024 + shards * BESIDE_GIB
+    cores_to_have = max(sum(cores.values()) / BUSY, memory_gib / GIB_A_CORE)
     windows = min(asked.sensors * DAY_S / 300, asked.events_s * DAY_S)
     rows = measured.row_bytes
     lake_gb = asked.days / 1e9 * (
@@ -132,15 +132,15 @@ def needed(asked: Asked, measured: Measured) -> Need:
     brokers = max(3, math.ceil(kafka_mb_s / BROKER_MB_S))
     hours = MONTH_S / 3600
     dollars = {
-        "compute": (sum(cores.values()) / BUSY * PRICES["core"] + PRICES["cluster"]) * hours,
+        "compute": (cores_to_have * PRICES["core"] + PRICES["cluster"]) * hours,
         "Kafka": brokers * PRICES["broker"] * hours + kafka_gb * PRICES["broker_gb_month"],
         "S3": lake_gb * PRICES["s3_gb_month"]
         + MONTH_S / 1000 * (writes * PRICES["s3_write_1000"] + (requests - writes) * PRICES["s3_read_1000"]),
         "Redshift": shards * BASE_RPU * PRICES["rpu"] * hours * LOAD_BUSY_S / INTERVALS_S["load"],
     }
     return Need(
-        cores, shards, replicas, 2 ** math.ceil(math.log2(max(4, 2 * most))), memory / 1024, lake_gb, kafka_mb_s,
-        kafka_gb, brokers, requests, writes, dollars,
+        cores, shards, replicas, 2 ** math.ceil(math.log2(max(4, 2 * most))), memory_gib, cores_to_have, lake_gb,
+        kafka_mb_s, kafka_gb, brokers, requests, writes, dollars,
     )  # fmt: skip
 
 
@@ -165,8 +165,9 @@ PAPER = (Asked(100_000, 200_000, 90), Asked(1_000_000, 2_000_000, 90), Asked(10_
 def table(cases: tuple[Asked, ...], measured: Measured) -> str:
     """A line for each case."""
     head = (
-        "| events/s | sensors | days | shards | partitions of each | ingest, detect, bronze | cores | GiB "
-        "| Kafka MB/s, brokers, TB | lake TB | S3 requests/s | dollars a month: compute, Kafka, S3, Redshift |"
+        "| events/s | sensors | days | shards | partitions of each | ingest, detect, bronze | cores busy "
+        "| cores to have | GiB | Kafka MB/s, brokers, TB | lake TB | S3 requests/s "
+        "| dollars a month: compute, Kafka, S3, Redshift |"
     )
     lines = [head, "|---" * (head.count("|") - 1) + "|"]
     for asked in cases:
@@ -175,7 +176,7 @@ def table(cases: tuple[Asked, ...], measured: Measured) -> str:
             *(f"{asked.events_s:,}", f"{asked.sensors:,}", f"{asked.days}"),
             *(f"{need.shards}", f"{need.partitions}"),
             ", ".join(str(need.replicas[stage]) for stage in ("ingest", "detect", "bronze")),
-            *(f"{sum(need.cores.values()) / BUSY:,.1f}", f"{need.memory_gib:,.0f}"),
+            *(f"{sum(need.cores.values()):,.2f}", f"{need.cores_to_have:,.1f}", f"{need.memory_gib:,.0f}"),
             f"{need.kafka_mb_s:,.1f}, {need.brokers:,}, {need.kafka_gb / 1000:,.1f}",
             *(f"{need.lake_gb / 1000:,.2f}", f"{need.s3_requests_s:,.0f}"),
             ", ".join(f"{value:,.0f}" for value in need.dollars.values()),
@@ -198,6 +199,7 @@ def figures(measured: Measured) -> dict[str, str]:
     shown |= {
         "mib_a_1000_sensors": f"{measured.detect_mib_a_sensor * 1000:.1f}",
         "busy": f"{BUSY:.0%}",
+        "gib_a_core": f"{GIB_A_CORE:g}",
         "kafka_bytes": str(KAFKA_BYTES),
         "broker_mb_s": f"{BROKER_MB_S:g}",
         "one_shard": f"{BUSY / max(measured.cpu_s[stage] for stage in ('silver', 'gold', 'load')):,.0f}",

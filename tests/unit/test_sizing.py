@@ -23,7 +23,8 @@ def test_a_small_one_is_one_shard_with_two_of_each_that_may_have_two() -> None:
     assert need.shards == 1
     assert need.replicas == {"ingest": 2, "detect": 2, "bronze": 2, "silver": 1, "gold": 1, "load": 1}
     assert need.partitions == 4
-    assert need.memory_gib == pytest.approx(4.5 + 1 / 1024)
+    assert need.memory_gib == pytest.approx(4.5 + 1 / 1024 + 1)
+    assert need.cores_to_have == pytest.approx(need.memory_gib / 4)
     assert sum(need.cores.values()) == pytest.approx(0.0091)
 
 
