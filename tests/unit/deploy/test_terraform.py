@@ -3,6 +3,7 @@
 Whether the provider knows each resource and attribute is `make check-terraform`'s to say.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,15 @@ def test_an_environment_gives_the_installation_what_it_asks_for(directory: Path)
     (module,) = [each["pipeline"] for each in parsed(directory / "main.tf")["module"]]
     asked = {name for each in parsed(MODULES / "pipeline/variables.tf")["variable"] for name in each}
     assert module.keys() - {"source"} == asked
+
+
+@pytest.mark.parametrize("directory", sorted(MODULES.iterdir()), ids=lambda path: path.name)
+def test_teardown_names_every_kind_of_resource(directory: Path) -> None:
+    kinds = {
+        kind for path in directory.glob("*.tf") for each in parsed(path).get("resource", []) for kind in plain(each)
+    }
+    (row,) = re.findall(rf"^\| `{directory.name}` .*$", (ROOT / "docs/TEARDOWN.md").read_text(), re.MULTILINE)
+    assert {f"aws_{name}" for name in re.findall(r"`(\w+)`", row)} - {f"aws_{directory.name}"} == kinds
 
 
 @pytest.mark.parametrize("path", sorted(MODULES.rglob("versions.tf")), ids=lambda path: path.parent.name)
