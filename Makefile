@@ -1,7 +1,7 @@
 # Needs python3 (3.11 or newer) and make; everything else goes into .venv.
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format types audit requirements check-requirements bench bench-full bench-page bench-load bench-validation \
-	bench-metrics bench-detect bench-latency bench-history bench-store bench-engine bench-scale parity soak soak-dashboard eval faults \
+	bench-metrics bench-monitor bench-detect bench-latency bench-history bench-store bench-engine bench-scale parity soak soak-dashboard eval faults \
 	check-dashboards drill drill-status up down image check-image check-deploy \
 	check-terraform clean
 
@@ -73,6 +73,9 @@ bench-load: setup ## Changed rows of Gold a second into PostgreSQL
 
 bench-metrics: setup ## What the metrics cost ingest, and a scrape
 	@$(BIN)/python -m benchmarks.metrics $(ARGS)
+
+bench-monitor: setup ## What a running monitor costs at 64 partitions and 10,000 sensors (needs Java)
+	@$(BIN)/python -m benchmarks.monitor $(ARGS)
 
 bench-detect: setup ## detect alone on one core: 50, 2,000, 100,000 sensors, sparse data (needs Java)
 	@$(BIN)/python -m benchmarks.detect $(ARGS)

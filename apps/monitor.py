@@ -19,7 +19,7 @@ from contracts.warehouse import FACTS
 from pipeline import metrics
 from pipeline.lake.delta import Lake
 from pipeline.monitoring.objectives import verdicts
-from pipeline.monitoring.status import measured
+from pipeline.monitoring.status import MEASURED, measured
 from pipeline.settings import Settings
 from pipeline.stage import poll, running
 from pipeline.warehouse.facts import Warehouse
@@ -68,7 +68,7 @@ class Monitor:
         self._round.end()
 
     def _note_breaches(self, now: datetime) -> None:
-        judged = list(verdicts(measured(own()), self._settings.objectives))
+        judged = list(verdicts(measured(own(MEASURED)), self._settings.objectives))
         for verdict in judged:
             kept = verdict.kept
             metrics.BREACHED.labels(objective=verdict.objective).set(math.nan if kept is None else not kept)

@@ -8,9 +8,10 @@ from prometheus_client import Gauge
 from apps.monitor_round import Round, Tables
 from contracts.tables import BRONZE_ANOMALIES, BRONZE_DEAD_LETTERS, BRONZE_READINGS, Table
 from pipeline import metrics
-from pipeline.broker import kafka, offsets
+from pipeline.broker import kafka
+from pipeline.broker.offsets import Survey
 from pipeline.errors import NotSetUp
-from pipeline.lake.sink import positions
+from pipeline.lake.sink import positions_in
 from pipeline.settings import Settings
 
 STREAMS: Mapping[str, str] = {"ingest": kafka.RAW, "detect": kafka.READINGS}
@@ -36,14 +37,18 @@ class BrokerWatch:
         self._settings = settings
         self._round = this
         self._tables = tables
+        self._survey = Survey(settings)
+        self._committed: dict[str, dict[str, dict[int, int]]] = {}
+        """Group -> what it has committed, as asked in this round."""
         self._partitions = settings.kafka.partitions
         """Of the topic that has the most."""
 
     def look(self) -> None:
         """Set the gauges."""
         watermarks: Watermarks = {}
+        self._committed = {}
         with self._round.asking("kafka", "watermarks"):
-            watermarks = offsets.watermarks(self._settings, *(topic.name for topic in kafka.TOPICS))
+            watermarks = self._survey.watermarks(*(topic.name for topic in kafka.TOPICS))
             self._partitions = max([self._partitions, *map(len, watermarks.values())])
         for each in kafka.TOPICS:
             for partition in range(self._partitions):
@@ -73,7 +78,7 @@ class BrokerWatch:
             gauges += [*self._each(metrics.LAG, stage=stage), metrics.STALLED.labels(stage=stage)]
         with self._round.asking("kafka", f"lag of {stage} on {topic}", *gauges):
             known = _known(watermarks, topic)
-            at = offsets.committed(self._settings, group, topic)
+            at = self._committed_of(group, topic)
             for partition, left in _left(known, at).items():
                 metrics.GROUP_LAG.labels(**labels, partition=str(partition)).set(left)
                 metrics.GROUP_OFFSET.labels(**labels, partition=str(partition)).set(at.get(partition, math.nan))
@@ -83,11 +88,17 @@ class BrokerWatch:
                 end = sum(end for _, end in known.values())
                 self._round.follow(stage, end - sum(_left(known, at).values()), end, 2 * len(known))
 
+    def _committed_of(self, group: str, topic: str) -> dict[int, int]:
+        if group not in self._committed:
+            self._round.insist_on("kafka")
+            self._committed[group] = self._survey.committed(group)
+        return self._committed[group].get(kafka.topic(self._settings, topic), {})
+
     def _left_of_bronze(self, watermarks: Watermarks) -> dict[int, int]:
         left: dict[int, int] = {}
         for topic, table in SINKS.items():
             known = _known(watermarks, topic)
-            at = positions(self._tables.open(table), kafka.topic(self._settings, topic), known)
+            at = positions_in(self._tables.transactions(table), kafka.topic(self._settings, topic), known)
             for partition, messages in _left(known, at).items():
                 left[partition] = left.get(partition, 0) + messages
         return left

@@ -2,11 +2,13 @@
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import polars as pl
 from deltalake import DeltaTable
+from prometheus_client import Gauge
 
 from apps.monitor_round import Round, Tables
 from apps.notes import newest
@@ -25,7 +27,7 @@ from contracts.tables import (
 )
 from pipeline import metrics
 from pipeline.errors import NotSetUp
-from pipeline.lake.delta import progress, translated
+from pipeline.lake.delta import translated
 from pipeline.lake.layout import scan
 from pipeline.lake.upkeep import READERS, log_entries
 from pipeline.monitoring.notes import DIGEST_DAYS, Sent, sent
@@ -53,8 +55,8 @@ _RECENT = timedelta(hours=1)
 """Of Gold's windows, whose sensors are looked up in the registry."""
 
 _COUNTED = (BRONZE_READINGS, BRONZE_DEAD_LETTERS, SILVER_READINGS, SILVER_QUARANTINE)
-_LOGS_EVERY = timedelta(minutes=1)
-"""Between two looks at how long the logs are, which is a listing of each."""
+_SELDOM = timedelta(minutes=1)
+"""Between two looks at what moves slowly: a listing of each log, an hour of Gold."""
 _BEFORE_SILVER = ("ingest", "bronze", "silver")
 """When one of these stands still, nobody can tell which sensors do."""
 
@@ -67,11 +69,12 @@ class LakeWatch:
         self._registry = registry
         self._round = this
         self._tables = tables
-        self._list_logs_at = this.now
+        self._due: dict[str, datetime] = {}
+        """When to look again at what is looked at seldom."""
         self._counted_for = timedelta(seconds=settings.monitor.quality_window_s)
         self._ear = Ear(tables.lake, self._counted_for)
-        self._digests: tuple[int, Sent | None] = -1, None
-        """Version of the notes, and what they say."""
+        self._digests: tuple[tuple[str, int] | None, Sent | None] = None, None
+        """Identity and version of the notes, and what they say."""
         self._counts: deque[tuple[datetime, list[int]]] = deque()
         """When, and the rows of _COUNTED then."""
 
@@ -79,6 +82,7 @@ class LakeWatch:
         """Set the gauges of what is in the tables."""
         self._look_at_layers()
         self._look_at_tables()
+        self._list_logs()
         self._count_unregistered()
         self._judge_health()
         self._follow_jobs()
@@ -89,8 +93,7 @@ class LakeWatch:
         now = self._round.now
         gauges = {kind: metrics.SILENT.labels(sensor_type=kind) for kind in sorted(self._registry.sensor_types)}
         with self._round.asking("lake", "silent sensors", *gauges.values(), metrics.SILVER_P95, metrics.LATE_SHARE):
-            self._tables.open(SILVER_READINGS)
-            known = self._ear.listen(now)
+            known = self._ear.listen(now, self._tables.open(SILVER_READINGS))
             for gauge, told in ((metrics.SILVER_P95, self._ear.p95_s), (metrics.LATE_SHARE, self._ear.late_share)):
                 gauge.set(math.nan if told is None else told)
             stalls = self._round.stalls
@@ -125,20 +128,33 @@ class LakeWatch:
                     gauge.set(size)
             self._look_at_readers(table)
         self._judge_quality(rows)
-        if self._round.now >= self._list_logs_at:
-            self._list_logs_at = self._round.now + _LOGS_EVERY
-            for table in STAGED:
-                entries = metrics.TABLE_LOG.labels(table=table.path)
-                with self._round.asking("lake", f"log of {table.path}", entries):
-                    self._tables.open(table)  # raises where there is none, and where nobody is to wait
+
+    def _list_logs(self) -> None:
+        for table in STAGED:
+            entries = metrics.TABLE_LOG.labels(table=table.path)
+            with self._seldom(f"log of {table.path}", entries) as due:
+                if due:
+                    self._tables.open(table)  # raises where there is none
                     entries.set(log_entries(self._tables.lake, table))
+
+    @contextmanager
+    def _seldom(self, what: str, *gauges: Gauge) -> Iterator[bool]:
+        """As Round.asking, of what moves slowly and costs more: is it due? In between figures stay, as long as the
+        lake answers.
+        """
+        now = self._round.now
+        with self._round.asking("lake", what, *gauges):
+            due_at = self._due.pop(what, now)  # and at once, where it fails
+            self._round.insist_on("lake")
+            yield now >= due_at
+            self._due[what] = now + _SELDOM if now >= due_at else due_at
 
     def _look_at_readers(self, table: Table) -> None:
         readers = READERS.get(table.path, ())
         if readers:
             unread = metrics.TABLE_UNREAD.labels(table=table.path)
             with self._round.asking("lake", f"readers of {table.path}", unread):
-                read = [progress(self._tables.open(reader.table), reader.app_id) for reader in readers]
+                read = [self._tables.transactions(reader.table).get(reader.app_id) for reader in readers]
                 unread.set(min(-1 if version is None else version for version in read) + 1)
 
     def _judge_quality(self, rows: Mapping[Table, int]) -> None:
@@ -160,42 +176,49 @@ class LakeWatch:
             metrics.QUALITY.set(read / (read + dead) * good / (good + refused))
 
     def _count_unregistered(self) -> None:
-        with self._round.asking("lake", "unregistered sensors", metrics.UNREGISTERED):
-            start = self._round.now - _RECENT
-            opened = self._tables.open(GOLD_SENSOR_5MIN)
-            recent = scan(opened).filter(pl.col("event_date") >= start.date(), pl.col("window_start") >= start)
-            with translated(f"read {opened.table_uri}"):
-                metrics.UNREGISTERED.set(len(self._registry.unregistered(recent, "window_start").collect()))
+        with self._seldom("unregistered sensors", metrics.UNREGISTERED) as due:
+            if due:
+                start = self._round.now - _RECENT
+                opened = self._tables.open(GOLD_SENSOR_5MIN)
+                recent = scan(opened).filter(pl.col("event_date") >= start.date(), pl.col("window_start") >= start)
+                with translated(f"read {opened.table_uri}"):
+                    metrics.UNREGISTERED.set(len(self._registry.unregistered(recent, "window_start").collect()))
 
     def _judge_health(self) -> None:
-        with self._round.asking("lake", "sensor health", metrics.SENSOR_HEALTH):
-            hour = self._round.now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=1)
-            opened = self._tables.open(GOLD_LOCATION_HOURLY)
-            rows = scan(opened).filter(pl.col("event_date") == hour.date(), pl.col("hour") == hour)
-            known = rows.filter(pl.col("health_pct").is_not_null()).select("health_pct", "sensors_expected")
-            with translated(f"read {opened.table_uri}"):
-                found = known.collect()
-            sensors = int(found["sensors_expected"].sum())
-            healthy = float((found["health_pct"] * found["sensors_expected"]).sum())
-            metrics.SENSOR_HEALTH.set(healthy / sensors / 100 if sensors else math.nan)
+        with self._seldom("sensor health", metrics.SENSOR_HEALTH) as due:
+            if due:
+                metrics.SENSOR_HEALTH.set(self._health_of(self._round.now))
+
+    def _health_of(self, now: datetime) -> float:
+        hour = now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=1)
+        opened = self._tables.open(GOLD_LOCATION_HOURLY)
+        rows = scan(opened).filter(pl.col("event_date") == hour.date(), pl.col("hour") == hour)
+        known = rows.filter(pl.col("health_pct").is_not_null()).select("health_pct", "sensors_expected")
+        with translated(f"read {opened.table_uri}"):
+            found = known.collect()
+        sensors = int(found["sensors_expected"].sum())
+        return float((found["health_pct"] * found["sensors_expected"]).sum()) / sensors / 100 if sensors else math.nan
 
     def _follow_jobs(self) -> None:
         for stage, (app_id, table, source) in JOBS.items():
             lag = metrics.LAG.labels(stage=stage, partition="all")
             with self._round.asking("lake", f"lag of {stage}", lag, metrics.STALLED.labels(stage=stage)):
-                done, newest = progress(self._tables.open(table), app_id) or 0, self._tables.open(source).version()
-                lag.set(newest - done)
-                self._round.follow(stage, done, newest)
+                done = self._tables.transactions(table).get(app_id, 0)
+                end = self._tables.open(source).version()
+                lag.set(end - done)
+                self._round.follow(stage, done, end)
 
     def _look_at_digests(self) -> None:
         with self._round.asking("lake", "digests", metrics.DIGEST_AGE, metrics.DIGEST_FAILED):
             try:
-                version = self._tables.open(QUALITY_DIGESTS).version()
+                notes = self._tables.open(QUALITY_DIGESTS)
+                newer = str(notes.metadata().id), notes.version()
             except NotSetUp:  # nobody has ever sent one
-                version = -1
-            if version != self._digests[0]:
-                self._digests = version, sent(newest(self._tables.lake, QUALITY_DIGESTS, DIGEST_DAYS))
-            told = self._digests[1] if version >= 0 else None
+                newer = None
+            if newer != self._digests[0]:
+                told = sent(newest(self._tables.lake, QUALITY_DIGESTS, DIGEST_DAYS)) if newer else None
+                self._digests = newer, told
+            told = self._digests[1]
             age_s = told.age_s(self._round.now) if told else None
             metrics.DIGEST_AGE.set(math.nan if age_s is None else age_s)
             metrics.DIGEST_FAILED.set(math.nan if told is None else bool(told.refused))

@@ -2,9 +2,9 @@
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from deltalake import DeltaTable
 from prometheus_client import Gauge
@@ -12,8 +12,12 @@ from prometheus_client import Gauge
 from contracts.tables import Table
 from pipeline import metrics
 from pipeline.errors import NotSetUp, PipelineError, Unreachable
-from pipeline.lake.delta import Lake
+from pipeline.lake.delta import Lake, translated
+from pipeline.lake.transactions import Transactions
 from pipeline.monitoring.stall import Stall, seen
+
+_ANEW = timedelta(minutes=1)
+"""A table that was deleted and made again at its address has no newer version that its old object would see."""
 
 log = logging.getLogger(__name__)
 
@@ -75,19 +79,29 @@ class Round:
 
 
 class Tables:
-    """The lake's tables, each opened once a round."""
+    """The lake's tables, brought up to date once a round by what is new in their logs."""
 
     def __init__(self, lake: Lake, this: Round) -> None:
         self.lake = lake
         self._round = this
-        self._opened: dict[str, DeltaTable] = {}
-        self._of = this.now
+        self._opened: dict[str, tuple[DeltaTable, datetime, datetime]] = {}
+        """Table, when it was opened, and the round that it is of."""
+        self._transactions: dict[str, Transactions] = {}
 
     def open(self, table: Table) -> DeltaTable:
         """As the lake does."""
         self._round.insist_on("lake")
-        if self._of != self._round.now:
-            self._opened, self._of = {}, self._round.now
-        if table.path not in self._opened:
-            self._opened[table.path] = self.lake.open(table)
-        return self._opened[table.path]
+        now, known = self._round.now, self._opened.pop(table.path, None)
+        if known is None or now - known[1] >= _ANEW:
+            known = self.lake.open(table), now, now
+        elif known[2] != now:
+            with translated(f"read what is new in {known[0].table_uri}"):
+                known[0].update_incremental()
+            known = known[0], known[1], now
+        self._opened[table.path] = known
+        return known[0]
+
+    def transactions(self, table: Table) -> Mapping[str, int]:
+        """App id -> version, of all its transactions. Raises as `open`."""
+        follower = self._transactions.setdefault(table.path, Transactions(self.lake, table.path))
+        return follower.at(self.open(table))

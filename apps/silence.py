@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import cast
 
 import polars as pl
+from deltalake import DeltaTable
 
 from contracts.tables import GOLD_SENSOR_5MIN, SILVER_READINGS
 from pipeline.core.aggregate import FIVE_MINUTES
@@ -32,13 +33,16 @@ class Ear:
         self._late: list[tuple[datetime, int, int]] = []
         """When looked, new rows, and how many of them were late."""
 
-    def listen(self, now: datetime) -> pl.DataFrame:
-        """HEARD of all series of the last day. Raises as the lake does; the next call takes up what this missed."""
+    def listen(self, now: datetime, silver: DeltaTable | None = None) -> pl.DataFrame:
+        """HEARD of all series of the last day. `silver`: the table at its newest version, where that is at hand.
+
+        Raises as the lake does; the next call takes up what this missed.
+        """
         known, taken = self._known, self._taken
         if known is None:
             taken = now - _BY_READING
             known = self._windows(now)
-        rows = scan(self._lake.open(SILVER_READINGS)).filter(
+        rows = scan(silver or self._lake.open(SILVER_READINGS)).filter(
             pl.col("event_date") >= (now - _DAY).date(), pl.col("processing_timestamp") > taken
         )
         took = (pl.col("processing_timestamp") - pl.col("raw_timestamp")).dt.total_microseconds() / 1e6

@@ -28,6 +28,7 @@ from pipeline.lake.delta import Lake
 from pipeline.monitoring.notes import DIGEST_DAYS, Balance, Sent, balance, sent
 from pipeline.monitoring.silence import silent
 from pipeline.monitoring.status import (
+    STALE_S,
     Facts,
     Mark,
     Samples,
@@ -95,7 +96,7 @@ class Observer:
 
     def facts(self, watched: Samples | None, said: Mapping[str, StageFacts], now: datetime) -> Facts:
         """Facts of what monitor serves (None: it does not answer) and of what each stage says of itself."""
-        seen = self._measure(now) if watched is None else watched
+        seen = self._measure(now) if watched is None else _fresh(watched)
         stalls = labelled(seen, "pipeline_stalled_seconds", "stage") if watched is not None else {}
         stages = {
             name: StageFacts(each.answers, each.ready, each.still_s, stalls.get(name)) for name, each in said.items()
@@ -161,6 +162,12 @@ class Observer:
             )
             for row in found.iter_rows(named=True)
         ]
+
+
+def _fresh(watched: Samples) -> Samples:
+    """What monitor serves, and nothing of it where its round has been going on for too long to believe it."""
+    still_s = told_by("monitor", watched).still_s
+    return {} if still_s is not None and still_s > STALE_S else watched
 
 
 def told_by(name: str, said: Samples) -> StageFacts:

@@ -5,7 +5,7 @@ import math
 import time
 import urllib.request
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -162,9 +162,9 @@ def scrape(host: str, port: int) -> Samples | None:
     return _by_name(text_string_to_metric_families(text))
 
 
-def own() -> Samples:
-    """What this process would serve at /metrics."""
-    return _by_name(REGISTRY.collect())
+def own(names: Collection[str] = ()) -> Samples:
+    """What this process would serve at /metrics: all of it, or the samples of these names, which costs less."""
+    return _by_name((REGISTRY.restricted_registry(names) if names else REGISTRY).collect())
 
 
 def _by_name(families: Iterable[Metric]) -> Samples:

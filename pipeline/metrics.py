@@ -5,7 +5,16 @@ Alerts and dashboards use these names only, and beside them `up` and what promet
 their labels are known. A gauge that nobody can tell is NaN.
 """
 
+import math
+
 from prometheus_client import Counter, Gauge, Histogram, Info
+
+
+def _untold(gauge: Gauge) -> Gauge:
+    """One without labels is served by every process from its start on, and 0 would be a figure."""
+    gauge.set(math.nan)
+    return gauge
+
 
 # --- every stage
 
@@ -111,9 +120,11 @@ GROUP_OFFSET = Gauge(
 TOPIC_END = Gauge("kafka_topic_partition_current_offset", "Offset that the next message gets", ["topic", "partition"])
 TOPIC_LOW = Gauge("kafka_topic_partition_oldest_offset", "Oldest offset that is still kept", ["topic", "partition"])
 
-SENSOR_HEALTH = Gauge(
-    "pipeline_sensor_health_ratio",
-    "Share of the expected readings of the last full hour that came, silent sensors included; NaN: cannot tell",
+SENSOR_HEALTH = _untold(
+    Gauge(
+        "pipeline_sensor_health_ratio",
+        "Share of the expected readings of the last full hour that came, silent sensors included; NaN: cannot tell",
+    )
 )
 STALLED = Gauge(
     "pipeline_stalled_seconds",
@@ -125,33 +136,46 @@ SILENT = Gauge(
     "Sensors that have not sent for longer than detect.dropout_after of their intervals; NaN: cannot tell",
     ["sensor_type"],
 )
-QUALITY = Gauge(
-    "pipeline_quality_ratio",
-    "Share that was neither dead nor quarantined, of the last five minutes; NaN: nothing came, or cannot tell",
+QUALITY = _untold(
+    Gauge(
+        "pipeline_quality_ratio",
+        "Share that was neither dead nor quarantined, of the last five minutes; NaN: nothing came, or cannot tell",
+    )
 )
-DEAD_SHARE = Gauge(
-    "pipeline_dead_ratio", "Share of dead letters in what came within the last five minutes; NaN as above"
+DEAD_SHARE = _untold(
+    Gauge("pipeline_dead_ratio", "Share of dead letters in what came within the last five minutes; NaN as above")
 )
-LATE_SHARE = Gauge(
-    "pipeline_late_ratio", "Share of late readings in what came to Silver within the last five minutes; NaN as above"
+LATE_SHARE = _untold(
+    Gauge(
+        "pipeline_late_ratio",
+        "Share of late readings in what came to Silver within the last five minutes; NaN as above",
+    )
 )
 """Five minutes: monitor.quality_window_s."""
-SILVER_P95 = Gauge(
-    "pipeline_silver_p95_seconds",
-    "From the broker's append time to Silver, 95 % of the last minute's rows; NaN: none, or cannot tell",
+SILVER_P95 = _untold(
+    Gauge(
+        "pipeline_silver_p95_seconds",
+        "From the broker's append time to Silver, 95 % of the last minute's rows; NaN: none, or cannot tell",
+    )
 )
-DIGEST_AGE = Gauge(
-    "pipeline_digest_age_seconds",
-    "Now less the end of the newest day whose digest every channel took; NaN: none was, or cannot tell",
+DIGEST_AGE = _untold(
+    Gauge(
+        "pipeline_digest_age_seconds",
+        "Now less the end of the newest day whose digest every channel took; NaN: none was, or cannot tell",
+    )
 )
-DIGEST_FAILED = Gauge(
-    "pipeline_digest_failed",
-    "1: a channel did not take the newest digest, 0: each did; NaN: none was ever sent, or cannot tell",
+DIGEST_FAILED = _untold(
+    Gauge(
+        "pipeline_digest_failed",
+        "1: a channel did not take the newest digest, 0: each did; NaN: none was ever sent, or cannot tell",
+    )
 )
 BREACHED = Gauge("pipeline_objective_breached", "1: not kept, 0: kept; NaN: cannot tell", ["objective"])
-UNREGISTERED = Gauge(
-    "pipeline_unregistered_sensors",
-    "Series in Gold's last hour that the registry does not have; NaN: cannot tell",
+UNREGISTERED = _untold(
+    Gauge(
+        "pipeline_unregistered_sensors",
+        "Series in Gold's last hour that the registry does not have; NaN: cannot tell",
+    )
 )
 SYSTEM_UP = Gauge("pipeline_system_up", "1: the system answered monitor in its last round, 0: it did not", ["system"])
 """Systems: `kafka`, `lake`, `warehouse`. That a table or topic is yet to be made is an answer."""

@@ -241,13 +241,13 @@ def create_topics(settings: Settings) -> list[str]:
     """
     with translated(settings, "create the topics"):
         admin = admin_client(settings)
-        existing = _partition_counts(settings, admin)
+        existing = partition_counts(settings, admin)
         missing = [each for each in TOPICS if topic(settings, each.name) not in existing]
         if missing:
             for future in admin.create_topics([_new_topic(settings, each) for each in missing]).values():
                 _ignoring_existing(future)
             _await_topics(settings, admin, {topic(settings, each.name) for each in missing})
-            existing = _partition_counts(settings, admin)
+            existing = partition_counts(settings, admin)
         # All of them: somebody else may have made one in the meantime.
         for each in TOPICS:
             _check_partitions(settings, each.name, existing[topic(settings, each.name)])
@@ -296,7 +296,7 @@ def check(settings: Settings) -> dict[str, int]:
     with translated(settings, "list the topics", seen):
         admin = _admin(settings, seen.append)
         try:
-            return _partition_counts(settings, admin)
+            return partition_counts(settings, admin)
         finally:
             admin.poll(0)  # hands over the errors: a refused login shows only there
 
@@ -312,9 +312,9 @@ def topic_id(settings: Settings, name: str) -> str | None:
     return str(identity) if known else None
 
 
-def admin_client(settings: Settings) -> AdminClient:
+def admin_client(settings: Settings, on_error: Callable[[KafkaError], None] = _on_error) -> AdminClient:
     """A client that asks the brokers. To be held while an answer is awaited: it never comes otherwise."""
-    return _admin(settings, _on_error)
+    return _admin(settings, on_error)
 
 
 def _admin(settings: Settings, on_error: Callable[[KafkaError], None]) -> AdminClient:
@@ -325,7 +325,7 @@ def _admin(settings: Settings, on_error: Callable[[KafkaError], None]) -> AdminC
     return admin
 
 
-def _partition_counts(settings: Settings, admin: AdminClient) -> dict[str, int]:
+def partition_counts(settings: Settings, admin: AdminClient) -> dict[str, int]:
     """Of the topics whose partitions all have a leader."""
     topics = admin.list_topics(timeout=settings.kafka.timeout_s).topics
     return {
@@ -338,7 +338,7 @@ def _partition_counts(settings: Settings, admin: AdminClient) -> dict[str, int]:
 def _await_topics(settings: Settings, admin: AdminClient, names: set[str]) -> None:
     """The controller made them; the brokers hear of it a little later."""
     end = time.monotonic() + settings.kafka.timeout_s
-    while missing := names - _partition_counts(settings, admin).keys():
+    while missing := names - partition_counts(settings, admin).keys():
         if time.monotonic() > end:
             raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"no sign of {', '.join(sorted(missing))}"))
         admin.poll(0.05)

@@ -7,10 +7,11 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 
-from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
-from confluent_kafka.admin import OffsetSpec
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from pipeline import metrics
 from pipeline.broker import kafka
@@ -50,20 +51,67 @@ def low_offsets(settings: Settings, name: str) -> dict[int, int]:
     return _offsets(settings, name, OffsetSpec.earliest())
 
 
+class Survey:
+    """Asks for offsets again and again with one client, since to make one costs more than to ask.
+
+    After an error the next question is asked with a new one.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._admin: AdminClient | None = None
+        self._seen: list[KafkaError] = []
+        """What the client reported beside its answers."""
+
+    def watermarks(self, *names: str) -> dict[str, dict[int, tuple[int, int]]]:
+        """Low and high watermark of each partition of those of the topics that there are."""
+        settings = self._settings
+        with self._asking("read the offsets of topics") as admin:
+            counts = kafka.partition_counts(settings, admin)
+            places = [
+                TopicPartition(kafka.topic(settings, name), partition)
+                for name in names
+                for partition in range(counts.get(kafka.topic(settings, name), 0))
+            ]
+            low, end = (
+                _answers(settings, admin, places, spec) for spec in (OffsetSpec.earliest(), OffsetSpec.latest())
+            )
+        found: dict[str, dict[int, tuple[int, int]]] = {}
+        for name in names:
+            if own := [place for place in places if place.topic == kafka.topic(settings, name)]:
+                found[name] = {place.partition: (low[place], end[place]) for place in own}
+        return found
+
+    def committed(self, group: str) -> dict[str, dict[int, int]]:
+        """Committed offset (the next one to read) of each partition that has one, by full name of its topic."""
+        with self._asking(f"read the offsets of group {group}") as admin:
+            asked = admin.list_consumer_group_offsets(
+                [ConsumerGroupTopicPartitions(group)], request_timeout=self._settings.kafka.timeout_s
+            )
+            answers = asked[group].result().topic_partitions
+            _raise_first(answers)
+        found: dict[str, dict[int, int]] = {}
+        for answer in answers:
+            if answer.offset >= 0:
+                found.setdefault(answer.topic, {})[answer.partition] = answer.offset
+        return found
+
+    @contextmanager
+    def _asking(self, doing: str) -> Iterator[AdminClient]:
+        admin, self._admin = self._admin, None
+        self._seen.clear()
+        with translated(self._settings, doing, self._seen):
+            admin = admin or kafka.admin_client(self._settings, self._seen.append)
+            try:
+                yield admin
+            finally:
+                admin.poll(0)  # hands over errors, and takes a new token where one is due
+        self._admin = admin
+
+
 def watermarks(settings: Settings, *names: str) -> dict[str, dict[int, tuple[int, int]]]:
-    """Low and high watermark of each partition of those of the topics that there are, in three requests."""
-    counts = kafka.check(settings)
-    places = [
-        TopicPartition(kafka.topic(settings, name), partition)
-        for name in names
-        for partition in range(counts.get(kafka.topic(settings, name), 0))
-    ]
-    low, end = (_at(settings, places, spec) for spec in (OffsetSpec.earliest(), OffsetSpec.latest()))
-    found: dict[str, dict[int, tuple[int, int]]] = {}
-    for name in names:
-        if own := [place for place in places if place.topic == kafka.topic(settings, name)]:
-            found[name] = {place.partition: (low[place], end[place]) for place in own}
-    return found
+    """Low and high watermark of each partition of those of the topics that there are."""
+    return Survey(settings).watermarks(*names)
 
 
 def committed(settings: Settings, group: str, name: str) -> dict[int, int]:
@@ -234,8 +282,14 @@ def _at(settings: Settings, places: Iterable[TopicPartition], spec: OffsetSpec) 
     with translated(settings, "read the offsets of topics"):
         admin = kafka.admin_client(settings)  # kept: the answers never come when it is collected before them
         admin.list_topics(timeout=settings.kafka.timeout_s)  # without it the next call stalls for 3 s now and then
-        answers = admin.list_offsets(dict.fromkeys(places, spec), request_timeout=settings.kafka.timeout_s)
-        return {place: answer.result().offset for place, answer in answers.items()}
+        return _answers(settings, admin, places, spec)
+
+
+def _answers(
+    settings: Settings, admin: AdminClient, places: Iterable[TopicPartition], spec: OffsetSpec
+) -> dict[TopicPartition, int]:
+    answers = admin.list_offsets(dict.fromkeys(places, spec), request_timeout=settings.kafka.timeout_s)
+    return {place: answer.result().offset for place, answer in answers.items()}
 
 
 def _raise_first(answers: Iterable[TopicPartition]) -> None:

@@ -26,6 +26,9 @@ STALLED_S = 10.0
 BOOKS_OLD = timedelta(days=2)
 """They are looked at each day where there is a schedule."""
 
+STALE_S = 15.0
+"""Figures of a monitor whose round has taken longer are those of a time that has passed."""
+
 SYSTEMS = ("kafka", "lake", "warehouse")
 WORKERS = ("ingest", "detect", "bronze", "silver", "gold", "load")
 """Stages whose work can be seen from outside."""
@@ -102,26 +105,30 @@ class Status:
         return 1 if "breached" in marks else 2 if "unknown" in marks else 0
 
 
+_LAG, _FRESHNESS = "kafka_consumergroup_lag", "pipeline_freshness_seconds"
+_SINGLE = {
+    "latency_p95_s": "pipeline_silver_p95_seconds",
+    "quality": "pipeline_quality_ratio",
+    "sensor_health": "pipeline_sensor_health_ratio",
+    "dead_share": "pipeline_dead_ratio",
+    "late_share": "pipeline_late_ratio",
+}
+"""Field of Measured -> the sample without labels that has it."""
+MEASURED = (_LAG, _FRESHNESS, *_SINGLE.values())
+"""Samples that `measured` reads."""
+
+
 def measured(samples: Samples) -> Measured:
     """What monitor's metrics say of the objectives."""
-
-    def only(name: str) -> float | None:
-        return told(next((value for _, value in samples.get(name, ())), None))
-
     lag: dict[str, float | None] = {}
-    for labels, value in samples.get("kafka_consumergroup_lag", ()):
+    for labels, value in samples.get(_LAG, ()):
         key, known = f"{labels['consumergroup']} on {labels['topic']}", told(value)
         before = lag.get(key, 0.0)
         lag[key] = None if known is None or before is None else before + known
-    return Measured(
-        freshness_s={labels["layer"]: told(value) for labels, value in samples.get("pipeline_freshness_seconds", ())},
-        latency_p95_s=only("pipeline_silver_p95_seconds"),
-        lag=lag,
-        quality=only("pipeline_quality_ratio"),
-        sensor_health=only("pipeline_sensor_health_ratio"),
-        dead_share=only("pipeline_dead_ratio"),
-        late_share=only("pipeline_late_ratio"),
-    )
+    single = {
+        field: told(next((value for _, value in samples.get(name, ())), None)) for field, name in _SINGLE.items()
+    }
+    return Measured(freshness_s=labelled(samples, _FRESHNESS, "layer"), lag=lag, **single)
 
 
 def labelled(samples: Samples, name: str, label: str) -> dict[str, float | None]:
@@ -156,6 +163,9 @@ def _stages(facts: Facts, wedged_after_s: float) -> Iterator[Line]:
         elif stage.stalled_s is not None and stage.stalled_s > STALLED_S:
             found = f"has done nothing for {duration(stage.stalled_s)}, while there are data for it"
             yield Line("stage", name, "breached", found, f"See its log; {_RUNBOOK}stagenotprogressing")
+        elif name == "monitor" and stage.still_s is not None and wedged_after_s >= stage.still_s > STALE_S:
+            found = f"is in a round that has taken {duration(stage.still_s)}: what it said before counts no more"
+            yield Line("stage", name, "unknown", found, "Something it asks does not answer: wait, or see its log.")
         elif stage.still_s is not None and stage.still_s > wedged_after_s:
             found = f"its loop has not turned for {duration(stage.still_s)}"
             yield Line("stage", name, "breached", found, f"Restart it; {_RUNBOOK}stagewedged")

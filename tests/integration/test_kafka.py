@@ -101,7 +101,7 @@ def test_a_topic_whose_partitions_have_no_leader_is_waited_for(
 ) -> None:
     """So it is for a moment after a broker's restart: the stages ended for good, and said to create the topics."""
     broker.create_topics(settings)
-    monkeypatch.setattr(broker, "_partition_counts", lambda *_: {})
+    monkeypatch.setattr(broker, "partition_counts", lambda *_: {})
     with pytest.raises(Unreachable, match="no leader"):
         broker.require_topics(settings, broker.RAW)
 

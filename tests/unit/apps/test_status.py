@@ -13,11 +13,12 @@ from apps.monitor import Monitor
 from apps.silence import Ear
 from apps.status import Observer, show_history, told_by
 from apps.vitals import own
+from pipeline.broker.offsets import Survey
 from pipeline.errors import PipelineError
 from pipeline.lake.delta import Lake
 from pipeline.monitoring.objectives import Verdict
-from pipeline.monitoring.status import Samples, StageFacts
-from pipeline.settings import Settings
+from pipeline.monitoring.status import Samples, StageFacts, judge
+from pipeline.settings import Objectives, Settings
 from pipeline.simulation.fleet import Fleet
 from pipeline.stage import PORTS
 from tests.fleet_lake import FleetLake
@@ -98,6 +99,21 @@ def test_a_monitor_at_another_address_speaks_for_itself(world: tuple[Settings, d
     settings, now = world
     facts = Observer(settings).facts(served(), {"monitor": StageFacts(answers=None)}, now)
     assert facts.stages["monitor"] == StageFacts(answers=True, ready=True, still_s=0.2, stalled_s=None)
+
+
+def test_figures_of_a_monitor_that_hangs_in_a_round_are_unknown_not_old(world: tuple[Settings, datetime]) -> None:
+    settings, now = world
+    hangs = served(temperature=0.0) | {"pipeline_loop_still_seconds": [({"stage": "monitor"}, 20.0)]}
+    said = {name: StageFacts(answers=True, ready=True, still_s=0.1) for name in PORTS}
+    status = judge(
+        Observer(settings).facts(hangs, said | {"monitor": told_by("monitor", hangs)}, now), Objectives(), 60
+    )
+    assert {line.mark for line in status.lines if line.part in ("system", "lag", "objective", "sensors")} == {
+        "unknown"
+    }
+    marks = {line.what: line.mark for line in status.lines if line.part == "stage"}
+    assert marks["monitor"] == marks["ingest"] == "unknown"
+    assert status.exit_code == 2
 
 
 def lag(value: float) -> list[Verdict]:
@@ -185,11 +201,11 @@ def test_monitor_counts_the_silent_while_the_stream_flows_and_nobody_when_it_sta
     settings, now = world
     end = 0
 
-    def watermarks(_settings: Settings, *names: str) -> dict[str, dict[int, tuple[int, int]]]:
+    def watermarks(_survey: Survey, *names: str) -> dict[str, dict[int, tuple[int, int]]]:
         return {name: {0: (0, end)} for name in names}
 
-    monkeypatch.setattr("apps.monitor_broker.offsets.watermarks", watermarks)
-    monkeypatch.setattr("apps.monitor_broker.offsets.committed", lambda *_: {0: 0})
+    monkeypatch.setattr(Survey, "watermarks", watermarks)
+    monkeypatch.setattr(Survey, "committed", lambda *_: {})
 
     def counted(monitor: Monitor, at: datetime) -> float:
         monitor.measure(at)
