@@ -3,7 +3,7 @@
 .PHONY: help setup demo test lint format types audit requirements check-requirements bench bench-full bench-page bench-load bench-validation \
 	bench-metrics bench-monitor bench-detect bench-latency bench-history bench-store bench-engine bench-scale parity soak soak-dashboard eval faults \
 	check-dashboards drill drill-status up down image check-image check-deploy \
-	check-terraform clean
+	check-apiserver check-terraform clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -142,10 +142,13 @@ check-image: setup ## Every stage from the image, read-only and as nobody, again
 check-deploy: setup ## Overlays rendered and judged, workflows, Dockerfile, with the tools that are there
 	@PATH="$(CURDIR)/$(BIN):$$PATH" deploy/check $(ARGS)
 
+check-apiserver: setup ## Overlays applied to a real API server, built here (Go; Debian: etcd-server; 10 minutes once)
+	@$(BIN)/python deploy/k8s/apiserver.py
+
 check-terraform: setup ## Terraform against the AWS provider's schema (60 MB from PyPI, once)
 	@test -d .terraform-schema || { $(BIN)/uv pip install --quiet --no-deps --target .terraform-schema cdktf-cdktf-provider-aws==21.22.1; }
 	@$(BIN)/python deploy/terraform/check.py .terraform-schema/cdktf_cdktf_provider_aws
 
 clean: ## Remove what was built, .venv included
-	rm -rf .venv .terraform-schema .demo .kafka .benchmarks .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist
+	rm -rf .venv .terraform-schema .apiserver .demo .kafka .benchmarks .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
