@@ -44,13 +44,16 @@ def run(settings: Settings, *, until_caught_up: bool = False) -> None:
             retrying(settings, f"compare {flow.topic} with the lake", partial(check, settings, lake, flow))
         sinks = [flow.sink(settings, lake) for flow in FLOWS]
         done = _Backlog(settings, lake).drained if until_caught_up else lambda: False
-        stream.run(lambda: _application(settings, stage, sinks), settings, stage, done)
+        membership = stream.Membership(settings)
+        stream.run(lambda: _application(settings, stage, membership, sinks), settings, stage, membership, done)
         for sink in sinks:
             if sink.failure is not None:
                 raise sink.failure
 
 
-def _application(settings: Settings, stage: Stage, sinks: Sequence[DeltaSink]) -> Application:
+def _application(
+    settings: Settings, stage: Stage, membership: stream.Membership, sinks: Sequence[DeltaSink]
+) -> Application:
     def processed(*_: object) -> None:
         stage.beat()
         if sum(sink.buffered_bytes for sink in sinks) >= settings.bronze.commit_bytes:
@@ -59,10 +62,11 @@ def _application(settings: Settings, stage: Stage, sinks: Sequence[DeltaSink]) -
     def served(statistics: str) -> None:
         """The client's statistics come out of its poll, with or without messages: the loop turns."""
         stage.beat()
+        membership.look(statistics)
         failure = next((sink.failure for sink in sinks if sink.failure is not None), None)
         if failure is not None:
             stage.unready(failure.what)
-        elif stream.steady(statistics):
+        elif membership.steady:
             stage.ready()
         else:
             stage.unready("waiting for its partitions")

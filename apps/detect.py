@@ -54,10 +54,15 @@ def run(settings: Settings, *, until_caught_up: bool = False) -> None:
         def done() -> bool:
             return until_caught_up and retrying(settings, "see how far detect is", lambda: _caught_up(settings, goal))
 
-        stream.run(lambda: application(settings, stage, detector, registry), settings, stage, done)
+        membership = stream.Membership(settings)
+        stream.run(
+            lambda: application(settings, stage, membership, detector, registry), settings, stage, membership, done
+        )
 
 
-def application(settings: Settings, stage: Stage, detector: Detector, registry: Registry) -> Application:
+def application(
+    settings: Settings, stage: Stage, membership: stream.Membership, detector: Detector, registry: Registry
+) -> Application:
     """sensors.readings -> detector -> sensors.anomalies and sensors.windows, exactly once."""
 
     pace = _Pace(settings.detect)
@@ -77,9 +82,10 @@ def application(settings: Settings, stage: Stage, detector: Detector, registry: 
     def served(statistics: str) -> None:
         """The client's statistics come out of its poll, with or without messages: the loop turns."""
         stage.beat()
+        membership.look(statistics)
         left = stream.to_restore(app)
         metrics.STATE_LEFT.set(left)
-        if not stream.steady(statistics):
+        if not membership.steady:
             stage.unready("waiting for its partitions")
         elif left:
             stage.unready(f"restoring its state: {left} messages of the changelog left")

@@ -21,7 +21,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from contracts.registry import RegistryError, load_registry
 from contracts.wire import LABEL_HEADER, DeadLetterHeader, Reason
 from pipeline import __version__, metrics
-from pipeline.broker import kafka, kafka_errors, offsets
+from pipeline.broker import kafka, kafka_errors, offsets, stream
 from pipeline.broker.quix import KafkaBrokerUnavailableError, Producer
 from pipeline.errors import BadInput, TransientError, Unreachable
 from pipeline.settings import Settings
@@ -148,7 +148,13 @@ class _Source:
         """Committed with the offsets, as their metadata: those of a topic of the same name that is gone mean nothing
         in this one. And, as the broker deletes them with the topic, with an offset of sensors.readings, too."""
         self._looked = time.monotonic()
-        extra = {"auto.offset.reset": "error", **kafka.membership(settings, STAGE)}
+        self._membership = stream.Membership(settings)
+        extra = {
+            "auto.offset.reset": "error",
+            "statistics.interval.ms": 1000,
+            "stats_cb": self._membership.look,
+            **kafka.membership(settings, STAGE),
+        }
         self._consumer = kafka.consumer(settings, settings.group(STAGE), **extra)
 
         def moved(_consumer: Any, partitions: list[TopicPartition]) -> None:
@@ -173,13 +179,15 @@ class _Source:
                 messages += self._consumer.consume(ingest.max_messages - 1, ingest.linger_s)
             errors = [message.error() for message in messages if message.error() is not None]
             if self._moved or any(error.code() == KafkaError._AUTO_OFFSET_RESET for error in errors):
-                self._consumer.assign(self._committed())
+                if places := self._committed():  # where all were taken away the client is about to join again: an
+                    self._consumer.assign(places)  # assignment of none, then, and it has been seen never to do so
                 self._moved = False
                 return []
             if errors:
                 raise KafkaException(errors[0])
         if not messages:
             self._insist_on_broker()
+            self._membership.insist()
         return messages
 
     def _committed(self) -> list[TopicPartition]:

@@ -2,6 +2,7 @@
 
 import contextvars
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -30,12 +31,44 @@ class _Statistics(msgspec.Struct, frozen=True):
     cgrp: _Group = _Group()
 
 
-def steady(statistics: str) -> bool:
-    """Whether the client has its partitions, from what librdkafka hands to `stats_cb`."""
-    return msgspec.json.decode(statistics, type=_Statistics).cgrp.join_state == "steady"
+class Membership:
+    """Whether the client has its place in the consumer group, from what librdkafka hands to `stats_cb`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.steady = False
+        """Has it joined, and its partitions?"""
+        self._outside_since: float | None = None
+        self._outside_s = 0.0
+
+    def look(self, statistics: str) -> None:
+        """To be called with the statistics: they come out of the client's poll, every second."""
+        now = time.monotonic()
+        self.steady = msgspec.json.decode(statistics, type=_Statistics).cgrp.join_state == "steady"
+        if self.steady:
+            self._outside_since = None
+        elif self._outside_since is None:
+            self._outside_since = now
+        self._outside_s = 0.0 if self._outside_since is None else now - self._outside_since
+
+    def insist(self) -> None:
+        """Raise Unreachable where it was outside for `settings.retry_s`: after a restart of the broker a client has
+        been seen never to join again, while all its connections stood."""
+        if self._outside_s > self._settings.retry_s:
+            raise Unreachable(
+                f"Kafka at {self._settings.kafka.bootstrap_servers} gave us no place in the consumer group for "
+                f"{self._outside_s:.0f} s.",
+                "Is another member of the group stuck? `pipeline status` shows who has partitions.",
+            )
 
 
-def run(make: Callable[[], Application], settings: Settings, stage: Stage, done: Callable[[], bool]) -> None:
+def run(
+    make: Callable[[], Application],
+    settings: Settings,
+    stage: Stage,
+    membership: Membership,
+    done: Callable[[], bool],
+) -> None:
     """Run what `make` makes until the stage is stopping or `done`, which is asked in a thread of its own. Both commit
     what was read.
 
@@ -55,6 +88,7 @@ def run(make: Callable[[], Application], settings: Settings, stage: Stage, done:
         stop = False
         while not ended.wait(_LOOK_EVERY_S):
             try:
+                membership.insist()
                 stop = stop or stage.stopping.is_set() or done()
             except PipelineError as error:
                 failed.append(error)

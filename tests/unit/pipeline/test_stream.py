@@ -1,6 +1,9 @@
 """A Quix application as a stage, where the broker does not answer while it is made."""
 
+import json
+import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,7 +37,7 @@ def test_a_broker_that_dies_while_the_topics_are_opened_is_asked_again(stage: St
             raise answer
         return answer
 
-    stream.run(make, SETTINGS, stage, lambda: True)
+    stream.run(make, SETTINGS, stage, stream.Membership(SETTINGS), lambda: True)
     assert next(answers, None) is None
 
 
@@ -46,4 +49,45 @@ def test_what_lasts_is_told_as_an_error_of_ours(stage: Stage, code: int, told: t
         raise KafkaException(KafkaError(code))
 
     with pytest.raises(told):
-        stream.run(make, SETTINGS, stage, lambda: True)
+        stream.run(make, SETTINGS, stage, stream.Membership(SETTINGS), lambda: True)
+
+
+def statistics(join_state: str) -> str:
+    return json.dumps({"name": "rdkafka#consumer-1", "cgrp": {"join_state": join_state, "state": "up"}})
+
+
+@pytest.mark.parametrize(
+    ("looks", "stuck"),
+    [
+        ([(0.0, "wait-join"), (0.4, "wait-sync")], False),
+        ([(0.0, "wait-join"), (0.6, "init")], True),
+        ([(0.0, "init"), (0.4, "steady"), (0.8, "init")], False),
+        ([(0.0, "steady"), (60.0, "wait-join")], False),
+        ([(0.0, "init"), (0.6, "steady")], False),
+    ],
+    ids=["joins", "never joins", "left just now", "left and was not polled for a minute", "joined late"],
+)
+def test_a_client_that_stays_outside_its_group_is_trouble(
+    monkeypatch: pytest.MonkeyPatch, looks: list[tuple[float, str]], stuck: bool
+) -> None:
+    """ingest waited for ever: its connections stood, and the group was empty."""
+    membership = stream.Membership(SETTINGS)
+    for now, join_state in looks:
+        monkeypatch.setattr(stream, "time", SimpleNamespace(monotonic=lambda now=now: now))
+        membership.look(statistics(join_state))
+    assert membership.steady is (looks[-1][1] == "steady")
+    with pytest.raises(Unreachable, match="no place in the consumer group") if stuck else nullcontext():
+        membership.insist()
+
+
+def test_a_stage_whose_client_stays_outside_ends_as_trouble_that_passes(stage: Stage) -> None:
+    membership = stream.Membership(SETTINGS.model_copy(update={"retry_s": 0.0}))
+    ended = threading.Event()
+
+    def turning() -> None:
+        while not ended.wait(0.01):
+            membership.look(statistics("init"))
+
+    app = SimpleNamespace(run=turning, stop=ended.set)
+    with pytest.raises(Unreachable, match="no place in the consumer group"):
+        stream.run(lambda: app, SETTINGS, stage, membership, lambda: False)  # type: ignore[arg-type,return-value]
