@@ -315,5 +315,6 @@ class _Demo:
             f"Dashboard: http://{dashboard.host}:{dashboard.port}   Logs: {self._logs}   Ctrl-C stops everything",
             "In a second shell:",
             *(f"  export {name}={shlex.quote(value)}" for name, value in variables.items()),
-            '  .venv/bin/pipeline query "SELECT * FROM gold.sensor_5min ORDER BY window_start DESC LIMIT 5"',
+            '  .venv/bin/pipeline query "SELECT sensor_id, window_start, count, avg FROM gold.sensor_5min'
+            ' ORDER BY window_start DESC LIMIT 5"',
         ]

@@ -20,9 +20,8 @@ _LINE_EVERY_S = 5.0
 class Screen:
     """Shows vitals, and what is said in between."""
 
-    def __init__(self, title: str, footer: Sequence[str], live: Live | None) -> None:
+    def __init__(self, title: str, live: Live | None) -> None:
         self._title = title
-        self._footer = footer
         self._live = live
         self._started = time.monotonic()
         self._last_line = -_LINE_EVERY_S
@@ -31,7 +30,7 @@ class Screen:
         """The newest state."""
         elapsed = time.monotonic() - self._started
         if self._live:
-            self._live.update(_panel(self._title, elapsed, vitals, self._footer))
+            self._live.update(_panel(self._title, elapsed, vitals))
         elif elapsed - self._last_line >= _LINE_EVERY_S:
             self._last_line = elapsed
             typer.echo(f"{duration(elapsed)}  {line(vitals)}")
@@ -45,16 +44,17 @@ class Screen:
 
 
 @contextmanager
-def screen(title: str, footer: Sequence[str]) -> Iterator[Screen]:
-    """A screen while the block lasts; live where standard output is a terminal."""
+def screen(title: str, notes: Sequence[str]) -> Iterator[Screen]:
+    """A screen while the block lasts; live where standard output is a terminal. The notes stand above it, whole, so
+    that what they tell to type can be copied."""
     console = Console()
+    for text in notes:
+        typer.echo(text)
     if not console.is_terminal:
-        for text in footer:
-            typer.echo(text)
-        yield Screen(title, footer, None)
+        yield Screen(title, None)
         return
     with Live(console=console, refresh_per_second=4) as live:
-        yield Screen(title, footer, live)
+        yield Screen(title, live)
 
 
 def line(vitals: Vitals) -> str:
@@ -64,7 +64,7 @@ def line(vitals: Vitals) -> str:
     return f"{', '.join(rates) or 'starting'} | rows: {', '.join(rows)}"
 
 
-def _panel(title: str, elapsed: float, vitals: Vitals, footer: Sequence[str]) -> Panel:
+def _panel(title: str, elapsed: float, vitals: Vitals) -> Panel:
     stages = _table("stage", "state", ">events/s", ">events", ">lag")
     for name, stage in vitals.stages.items():
         if stage is None:
@@ -82,7 +82,7 @@ def _panel(title: str, elapsed: float, vitals: Vitals, footer: Sequence[str]) ->
         why = ", ".join(each.anomaly_rules)
         anomalies.add_row(each.sensor_id, each.timestamp[:19], f"{each.value:.2f} {each.unit}", why, score)
     parts = [stages, layers, anomalies if vitals.anomalies else Text("no anomalies yet", style="dim")]
-    return Panel(Group(*parts, *(Text(text) for text in footer)), title=f"{title}  {duration(elapsed)}")
+    return Panel(Group(*parts), title=f"{title}  {duration(elapsed)}")
 
 
 def _table(*columns: str) -> Table:

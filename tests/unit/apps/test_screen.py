@@ -41,15 +41,28 @@ def test_without_a_terminal_there_are_plain_lines_not_more_often_than_every_few_
     assert told == ["Dashboard: here", f"0.0 s  {line(VITALS)}", "First light"]
 
 
-def test_a_terminal_shows_stages_layers_anomalies_and_the_footer() -> None:
+def test_a_terminal_shows_stages_layers_and_anomalies() -> None:
     written = io.StringIO()
     console = Console(file=written, force_terminal=True, width=120, color_system=None)
     with Live(console=console, auto_refresh=False) as live:
-        shown = Screen("A title", ["Dashboard: here"], live)
+        shown = Screen("A title", live)
         shown.show(VITALS)
         live.refresh()
         shown.say("First [light]")
     text = written.getvalue()
     expected = ["A title", "12,345", "starting", "12,000", "2 min ago", "boiler-7", "99.50 degC",
-                "zscore, operating_range", "6.2", "Dashboard: here", "First [light]"]  # fmt: skip
+                "zscore, operating_range", "6.2", "First [light]"]  # fmt: skip
     assert [each for each in expected if each not in text] == []
+
+
+def test_what_is_to_be_typed_stands_whole_above_a_low_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "dumb"), ("LINES", "24"), ("COLUMNS", "80")):
+        monkeypatch.setenv(name, value)
+    notes = [f"export NAME_{number}={'x' * 90}" for number in range(30)]
+    with screen("A title", notes) as shown:
+        shown.show(VITALS)
+    told = capsys.readouterr().out
+    assert told.splitlines()[:30] == notes
+    assert "A title" in told
