@@ -40,6 +40,7 @@ class BrokerWatch:
         self._survey = Survey(settings)
         self._committed: dict[str, dict[str, dict[int, int]]] = {}
         """Group -> what it has committed, as asked in this round."""
+        self._gauges: dict[tuple[object, ...], list[Gauge]] = {}
         self._partitions = settings.kafka.partitions
         """Of the topic that has the most."""
 
@@ -51,39 +52,44 @@ class BrokerWatch:
             watermarks = self._survey.watermarks(*(topic.name for topic in kafka.TOPICS))
             self._partitions = max([self._partitions, *map(len, watermarks.values())])
         for each in kafka.TOPICS:
+            topic = kafka.topic(self._settings, each.name)
+            lows, ends = (self._each(gauge, topic=topic) for gauge in (metrics.TOPIC_LOW, metrics.TOPIC_END))
             for partition in range(self._partitions):
                 low, end = watermarks.get(each.name, {}).get(partition, (math.nan, math.nan))
-                place = {"topic": kafka.topic(self._settings, each.name), "partition": str(partition)}
-                metrics.TOPIC_LOW.labels(**place).set(low)
-                metrics.TOPIC_END.labels(**place).set(end)
+                lows[partition].set(low)
+                ends[partition].set(end)
         for stage, topic in GROUPS:
             self._ask_group(stage, topic, watermarks)
         gauges = [*self._each(metrics.LAG, stage="bronze"), metrics.STALLED.labels(stage="bronze")]
         with self._round.asking(None, "lag of bronze", *gauges):
             lefts = self._left_of_bronze(watermarks)
             for partition, left in lefts.items():
-                metrics.LAG.labels(stage="bronze", partition=str(partition)).set(left)
+                gauges[partition].set(left)
             end = sum(end for topic in SINKS for _, end in watermarks[topic].values())
             self._round.follow("bronze", end - sum(lefts.values()), end, 2 * self._partitions * len(SINKS))
 
     def _each(self, gauge: Gauge, **labels: str) -> list[Gauge]:
-        """The gauge of every partition."""
-        return [gauge.labels(**labels, partition=str(partition)) for partition in range(self._partitions)]
+        """The gauge of every partition. Kept: to look one up costs more than to set it, and there are thousands."""
+        key = id(gauge), *labels.values(), self._partitions
+        if key not in self._gauges:
+            partitions = map(str, range(self._partitions))
+            self._gauges[key] = [gauge.labels(**labels, partition=partition) for partition in partitions]
+        return self._gauges[key]
 
     def _ask_group(self, stage: str, topic: str, watermarks: Watermarks) -> None:
         group = self._settings.group(stage)
         labels = {"consumergroup": group, "topic": kafka.topic(self._settings, topic)}
-        gauges = self._each(metrics.GROUP_LAG, **labels) + self._each(metrics.GROUP_OFFSET, **labels)
-        if stage in STREAMS:
-            gauges += [*self._each(metrics.LAG, stage=stage), metrics.STALLED.labels(stage=stage)]
+        lags, places = self._each(metrics.GROUP_LAG, **labels), self._each(metrics.GROUP_OFFSET, **labels)
+        own = self._each(metrics.LAG, stage=stage) if stage in STREAMS else []
+        gauges = [*lags, *places, *own, *([metrics.STALLED.labels(stage=stage)] if own else [])]
         with self._round.asking("kafka", f"lag of {stage} on {topic}", *gauges):
             known = _known(watermarks, topic)
             at = self._committed_of(group, topic)
             for partition, left in _left(known, at).items():
-                metrics.GROUP_LAG.labels(**labels, partition=str(partition)).set(left)
-                metrics.GROUP_OFFSET.labels(**labels, partition=str(partition)).set(at.get(partition, math.nan))
-                if stage in STREAMS:
-                    metrics.LAG.labels(stage=stage, partition=str(partition)).set(left)
+                lags[partition].set(left)
+                places[partition].set(at.get(partition, math.nan))
+                if own:
+                    own[partition].set(left)
             if stage in STREAMS:
                 end = sum(end for _, end in known.values())
                 self._round.follow(stage, end - sum(_left(known, at).values()), end, 2 * len(known))

@@ -109,7 +109,7 @@ class LakeWatch:
             with self._round.asking("lake", layer, freshness, age):
                 opened = self._tables.open(table)
                 freshness.set(since(newest_event(opened, column), self._round.now))
-                age.set(since(newest_commit(opened), self._round.now))
+                age.set(since(self._tables.committed_at(table), self._round.now))
 
     def _look_at_tables(self) -> None:
         rows: dict[Table, int] = {}
@@ -180,7 +180,9 @@ class LakeWatch:
             if due:
                 start = self._round.now - _RECENT
                 opened = self._tables.open(GOLD_SENSOR_5MIN)
-                recent = scan(opened).filter(pl.col("event_date") >= start.date(), pl.col("window_start") >= start)
+                recent = scan(opened, patient=False).filter(
+                    pl.col("event_date") >= start.date(), pl.col("window_start") >= start
+                )
                 with translated(f"read {opened.table_uri}"):
                     metrics.UNREGISTERED.set(len(self._registry.unregistered(recent, "window_start").collect()))
 
@@ -192,7 +194,7 @@ class LakeWatch:
     def _health_of(self, now: datetime) -> float:
         hour = now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=1)
         opened = self._tables.open(GOLD_LOCATION_HOURLY)
-        rows = scan(opened).filter(pl.col("event_date") == hour.date(), pl.col("hour") == hour)
+        rows = scan(opened, patient=False).filter(pl.col("event_date") == hour.date(), pl.col("hour") == hour)
         known = rows.filter(pl.col("health_pct").is_not_null()).select("health_pct", "sensors_expected")
         with translated(f"read {opened.table_uri}"):
             found = known.collect()

@@ -105,3 +105,8 @@ class Tables:
         """App id -> version, of all its transactions. Raises as `open`."""
         follower = self._transactions.setdefault(table.path, Transactions(self.lake, table.path))
         return follower.at(self.open(table))
+
+    def committed_at(self, table: Table) -> datetime | None:
+        """Time of its newest commit. Raises as `open`."""
+        self.transactions(table)
+        return self._transactions[table.path].committed_at

@@ -35,4 +35,4 @@ def newest(lake: Lake, table: Table, days: int) -> pl.DataFrame:
     if written.is_empty():
         return pl.DataFrame(schema=table.schema)
     last = cast(date, written[f"partition.{table.partition_by}"].max())
-    return collect(scan(opened).filter(pl.col(table.partition_by) >= last - timedelta(days=days)))
+    return collect(scan(opened, patient=False).filter(pl.col(table.partition_by) >= last - timedelta(days=days)))

@@ -78,7 +78,8 @@ def slack(settings: Notify, payload: Mapping[str, Any]) -> None:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
             answer.read()
     except urllib.error.HTTPError as error:
-        said = error.read(200).decode(errors="replace")
+        with error:
+            said = error.read(200).decode(errors="replace")
         if error.code == 429 or error.code >= 500:
             raise Unreachable(f"Slack did not take the message: {error.code} {said}") from error
         raise AccessDenied(

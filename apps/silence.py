@@ -42,7 +42,7 @@ class Ear:
         if known is None:
             taken = now - _BY_READING
             known = self._windows(now)
-        rows = scan(silver or self._lake.open(SILVER_READINGS)).filter(
+        rows = scan(silver or self._lake.open(SILVER_READINGS), patient=False).filter(
             pl.col("event_date") >= (now - _DAY).date(), pl.col("processing_timestamp") > taken
         )
         took = (pl.col("processing_timestamp") - pl.col("raw_timestamp")).dt.total_microseconds() / 1e6
@@ -75,7 +75,7 @@ class Ear:
     def _windows(self, now: datetime) -> pl.DataFrame:
         """By windows that are over: a reading may have come up to their end."""
         since, until = now - REMEMBERED, now - _BY_READING - FIVE_MINUTES
-        rows = scan(self._lake.open(GOLD_SENSOR_5MIN)).filter(
+        rows = scan(self._lake.open(GOLD_SENSOR_5MIN), patient=False).filter(
             pl.col("event_date") >= since.date(), pl.col("window_start").is_between(since, until)
         )
         with translated("read who was heard in gold/sensor_5min"):

@@ -4,6 +4,7 @@ Topics are named without the prefix.
 """
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -51,10 +52,14 @@ def low_offsets(settings: Settings, name: str) -> dict[int, int]:
     return _offsets(settings, name, OffsetSpec.earliest())
 
 
+_LOW_EVERY_S = 60.0
+
+
 class Survey:
     """Asks for offsets again and again with one client, since to make one costs more than to ask.
 
-    After an error the next question is asked with a new one.
+    After an error the next question is asked with a new one. Low watermarks, which retention moves, are asked for
+    once a minute, and where an end is below them: then the topic was made anew.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -62,6 +67,9 @@ class Survey:
         self._admin: AdminClient | None = None
         self._seen: list[KafkaError] = []
         """What the client reported beside its answers."""
+        self._low: dict[TopicPartition, int] = {}
+        self._low_at = -math.inf
+        """When they were asked for, of the monotonic clock."""
 
     def watermarks(self, *names: str) -> dict[str, dict[int, tuple[int, int]]]:
         """Low and high watermark of each partition of those of the topics that there are."""

@@ -6,6 +6,7 @@ not know. The newer side writes only tables that `pipeline lake migrate` has giv
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import polars as pl
 from deltalake import DeltaTable
@@ -68,9 +69,17 @@ def lacking(table: DeltaTable) -> Mapping[str, pl.DataType]:
     return {name: dtype for name, dtype in _BY_PATH[path].schema.items() if name not in has}
 
 
-def scan(table: DeltaTable) -> pl.LazyFrame:
-    """All rows, in this layout: what the table does not have yet is null."""
-    rows, missing = pl.scan_delta(table), lacking(table)
+def impatient(storage_options: Mapping[str, str] | None) -> dict[str, Any] | None:
+    """Options by which Polars gives up on a store that does not answer as soon as delta-rs does, in place of a minute
+    and more later.
+    """
+    return {**storage_options, "max_retries": 0} if storage_options else None
+
+
+def scan(table: DeltaTable, *, patient: bool = True) -> pl.LazyFrame:
+    """All rows, in this layout: what the table does not have yet is null. `patient`: see `impatient`."""
+    given = None if patient else impatient(table._storage_options)
+    rows, missing = pl.scan_delta(table, storage_options=given), lacking(table)
     return rows.with_columns(pl.lit(None, dtype).alias(name) for name, dtype in missing.items()) if missing else rows
 
 

@@ -1,15 +1,24 @@
-"""Application transactions of a table, all of them at once: what delta-rs reads anew for each that is asked for."""
+"""A table's log, followed by who looks again and again: all application transactions at once, and the time of the
+newest commit. delta-rs reads the log anew for each of them, and lets no other thread run while it asks for the time.
+"""
 
 import json
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import polars as pl
 from deltalake import DeltaTable
 
 from pipeline.lake.delta import Lake, translated
+from pipeline.lake.layout import impatient
 
-_LOG = pl.Schema({"txn": pl.Struct({"appId": pl.String(), "version": pl.Int64()})})
+_LOG = pl.Schema(
+    {
+        "txn": pl.Struct({"appId": pl.String(), "version": pl.Int64()}),
+        "commitInfo": pl.Struct({"timestamp": pl.Int64()}),
+    }
+)
 
 
 class Transactions:
@@ -21,6 +30,9 @@ class Transactions:
         self._known: dict[str, int] = {}
         self._of: tuple[str, int] | None = None
         """Identity of the table, and its version that is known."""
+
+        self.committed_at: datetime | None = None
+        """Time of the newest commit that `at` has seen."""
 
     def at(self, table: DeltaTable) -> Mapping[str, int]:
         """App id -> version of its last transaction, as of this table object's version. Raises as the lake does."""
@@ -46,14 +58,16 @@ class Transactions:
         if last["version"] > version:
             return 0
         file = self._lake.uri(f"{self._log}/{last['version']:020d}.checkpoint.parquet")
-        rows = pl.scan_parquet(file, storage_options=self._lake.storage_options or None)
+        rows = pl.scan_parquet(file, storage_options=impatient(self._lake.storage_options))
         known |= _versions(rows.select(txn=pl.col("txn")).collect())
-        return int(last["version"]) + 1
+        return min(int(last["version"]) + 1, version)  # the commit itself says when it was
 
     def _committed(self, first: int, last: int) -> dict[str, int]:
         entries = [self._lake.uri(f"{self._log}/{version:020d}.json") for version in range(first, last + 1)]
-        rows = pl.scan_ndjson(entries, schema=_LOG, storage_options=self._lake.storage_options or None)
-        return _versions(rows.collect())
+        rows = pl.scan_ndjson(entries, schema=_LOG, storage_options=impatient(self._lake.storage_options)).collect()
+        times = rows["commitInfo"].struct["timestamp"].drop_nulls()
+        self.committed_at = datetime.fromtimestamp(times[-1] / 1000, UTC) if len(times) else None
+        return _versions(rows)
 
 
 def _versions(rows: pl.DataFrame) -> dict[str, int]:

@@ -44,6 +44,8 @@ def test_all_transactions_are_those_that_delta_rs_tells_one_by_one(lake: Lake) -
             table.create_checkpoint()
         if round_ != 1:  # a look may come after several commits
             assert follower.at(table) == told(table, "a", "b")
+            (newest,) = table.history(1)
+            assert follower.committed_at == datetime.fromtimestamp(newest["timestamp"] / 1000, UTC)
             assert Transactions(lake, TABLE.path).at(table) == told(table, "a", "b")
     table.optimize.compact()
     table = lake.open(TABLE)
