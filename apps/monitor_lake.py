@@ -2,9 +2,9 @@
 
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import polars as pl
 from deltalake import DeltaTable
@@ -83,8 +83,8 @@ class LakeWatch:
         self._look_at_layers()
         self._look_at_tables()
         self._list_logs()
-        self._count_unregistered()
-        self._judge_health()
+        self._seldom("unregistered sensors", self._count_unregistered, metrics.UNREGISTERED)
+        self._seldom("sensor health", self._judge_health, metrics.SENSOR_HEALTH)
         self._follow_jobs()
         self._look_at_digests()
 
@@ -132,22 +132,22 @@ class LakeWatch:
     def _list_logs(self) -> None:
         for table in STAGED:
             entries = metrics.TABLE_LOG.labels(table=table.path)
-            with self._seldom(f"log of {table.path}", entries) as due:
-                if due:
-                    self._tables.open(table)  # raises where there is none
-                    entries.set(log_entries(self._tables.lake, table))
+            self._seldom(f"log of {table.path}", partial(self._count_log, table, entries), entries)
 
-    @contextmanager
-    def _seldom(self, what: str, *gauges: Gauge) -> Iterator[bool]:
-        """As Round.asking, of what moves slowly and costs more: is it due? In between figures stay, as long as the
-        lake answers.
-        """
+    def _count_log(self, table: Table, entries: Gauge) -> None:
+        self._tables.open(table)  # raises where there is none
+        entries.set(log_entries(self._tables.lake, table))
+
+    def _seldom(self, what: str, ask: Callable[[], None], *gauges: Gauge) -> None:
+        """As Round.asking, of what moves slowly and costs more. In between figures stay, while the lake answers."""
         now = self._round.now
         with self._round.asking("lake", what, *gauges):
             due_at = self._due.pop(what, now)  # and at once, where it fails
             self._round.insist_on("lake")
-            yield now >= due_at
-            self._due[what] = now + _SELDOM if now >= due_at else due_at
+            if now >= due_at:
+                ask()
+                due_at = now + _SELDOM
+            self._due[what] = due_at
 
     def _look_at_readers(self, table: Table) -> None:
         readers = READERS.get(table.path, ())
@@ -176,20 +176,15 @@ class LakeWatch:
             metrics.QUALITY.set(read / (read + dead) * good / (good + refused))
 
     def _count_unregistered(self) -> None:
-        with self._seldom("unregistered sensors", metrics.UNREGISTERED) as due:
-            if due:
-                start = self._round.now - _RECENT
-                opened = self._tables.open(GOLD_SENSOR_5MIN)
-                recent = scan(opened, patient=False).filter(
-                    pl.col("event_date") >= start.date(), pl.col("window_start") >= start
-                )
-                with translated(f"read {opened.table_uri}"):
-                    metrics.UNREGISTERED.set(len(self._registry.unregistered(recent, "window_start").collect()))
+        start = self._round.now - _RECENT
+        opened = self._tables.open(GOLD_SENSOR_5MIN)
+        rows = scan(opened, patient=False)
+        recent = rows.filter(pl.col("event_date") >= start.date(), pl.col("window_start") >= start)
+        with translated(f"read {opened.table_uri}"):
+            metrics.UNREGISTERED.set(len(self._registry.unregistered(recent, "window_start").collect()))
 
     def _judge_health(self) -> None:
-        with self._seldom("sensor health", metrics.SENSOR_HEALTH) as due:
-            if due:
-                metrics.SENSOR_HEALTH.set(self._health_of(self._round.now))
+        metrics.SENSOR_HEALTH.set(self._health_of(self._round.now))
 
     def _health_of(self, now: datetime) -> float:
         hour = now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=1)

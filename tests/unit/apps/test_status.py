@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from deltalake import DeltaTable
 
 from apps.breaches import Recorder, breaches
 from apps.monitor import Monitor
@@ -14,7 +15,7 @@ from apps.silence import Ear
 from apps.status import Observer, show_history, told_by
 from apps.vitals import own
 from pipeline.broker.offsets import Survey
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, Unreachable
 from pipeline.lake.delta import Lake
 from pipeline.monitoring.objectives import Verdict
 from pipeline.monitoring.status import Samples, StageFacts, judge
@@ -220,3 +221,32 @@ def test_monitor_counts_the_silent_while_the_stream_flows_and_nobody_when_it_sta
         assert math.isnan(counted(monitor, now + timedelta(minutes=7)))
     stalled = {labels["stage"]: value for labels, value in own()["pipeline_stalled_seconds"]}
     assert stalled["ingest"] == 60.0
+
+
+def test_monitor_lives_through_an_outage_of_the_store_knows_nothing_and_is_back(
+    world: tuple[Settings, datetime], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, now = world
+    of_the_lake = ("pipeline_table_rows", "pipeline_sensor_health_ratio", "pipeline_unregistered_sensors",
+                   "pipeline_table_log_entries", "pipeline_late_ratio", "pipeline_digest_age_seconds")  # fmt: skip
+
+    def away(*_: object) -> None:
+        raise Unreachable("the store is away")
+
+    def answers() -> bool:
+        return {labels["system"]: value for labels, value in own()["pipeline_system_up"]}["lake"] == 1
+
+    with closing(Monitor(settings, record=False)) as monitor:
+        monitor.measure(now)
+        assert answers()
+        with monkeypatch.context() as patched:
+            patched.setattr(DeltaTable, "update_incremental", away)
+            patched.setattr(Lake, "open", away)
+            for seconds in (5, 10):
+                monitor.measure(now + timedelta(seconds=seconds))
+                assert not answers()
+                told = own()
+                assert all(math.isnan(value) for name in of_the_lake for _, value in told[name])
+        monitor.measure(now + timedelta(seconds=15))
+        assert answers()
+        assert not math.isnan(own()["pipeline_unregistered_sensors"][0][1])
