@@ -64,6 +64,7 @@ class Monitor:
         self._broker.look()
         self._ask_warehouse(now)
         self._lake.listen()
+        self._round.forget()
         self._note_breaches(now)
         self._round.end()
 

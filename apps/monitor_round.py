@@ -33,17 +33,25 @@ class Round:
         self._failing: set[str] = set()
         self._answered: dict[str, bool] = {}
         """What was asked in this round, by system: has it answered all of it?"""
+        self._asked: dict[str, list[Gauge]] = {}
+        self._away: set[str] = set()
 
     def begin(self, now: datetime) -> None:
         """A new one."""
         self.now = now
-        self._answered = {}
+        self._answered, self._asked, self._away = {}, {}, set()
         self._before, self.stalls = self.stalls, {}
 
     def end(self) -> None:
         """Tell who answered."""
         for system, answered in self._answered.items():
             metrics.SYSTEM_UP.labels(system=system).set(answered)
+
+    def forget(self) -> None:
+        """What a system said in a round in which it then went away is as old as the wait for it: nobody can tell."""
+        for system in self._away:
+            for gauge in self._asked[system]:
+                gauge.set(math.nan)
 
     def insist_on(self, system: str) -> None:
         """In a round in which it did not answer nobody waits for it again: another wait would be as long."""
@@ -58,9 +66,13 @@ class Round:
     @contextmanager
     def asking(self, system: str | None, what: str, *gauges: Gauge) -> Iterator[None]:
         """Note who does not answer, and that nobody can tell what the gauges stand for."""
+        if system:
+            self._asked.setdefault(system, []).extend(gauges)
         try:
             yield
         except PipelineError as error:
+            if system and isinstance(error, Unreachable):
+                self._away.add(system)
             for gauge in gauges:
                 gauge.set(math.nan)
             metrics.UP.labels(check=what).set(0)

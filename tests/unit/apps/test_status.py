@@ -250,3 +250,22 @@ def test_monitor_lives_through_an_outage_of_the_store_knows_nothing_and_is_back(
         monitor.measure(now + timedelta(seconds=15))
         assert answers()
         assert not math.isnan(own()["pipeline_unregistered_sensors"][0][1])
+
+
+def test_what_was_told_before_the_store_went_away_in_the_middle_of_a_round_is_forgotten(
+    world: tuple[Settings, datetime], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, now = world
+
+    def away(*_: object) -> None:
+        raise Unreachable("the store is away")
+
+    def fresh() -> list[float]:
+        return [age for labels, age in own()["pipeline_freshness_seconds"] if labels["layer"] != "warehouse"]
+
+    with closing(Monitor(settings, record=False)) as monitor:
+        monitor.measure(now)
+        assert not any(map(math.isnan, fresh()))
+        monkeypatch.setattr(Ear, "listen", away)  # the last that is asked of it
+        monitor.measure(now + timedelta(seconds=5))
+    assert all(map(math.isnan, fresh()))
