@@ -1,22 +1,27 @@
 """The dashboard under viewers: `make soak-dashboard` (ARGS="--minutes 10"; "--year": on a year of Gold).
 
 Viewers speak the browser's protocol to a real process. Each has a page and follows it live; on the page of trends
-they press another range every few seconds, and an update lasts from the press until the new range has come. Meanwhile
-the lake grows by a fleet's readings every second. Then sessions are opened and closed; what they leave behind counts.
+they press another range every few seconds, and an update lasts from the press until the new range and all columns of
+the chart have come: question, query, drawing, JSON and the way to the viewer. Meanwhile another process adds a
+fleet's readings to the lake every second. Then sessions are opened and closed; what they leave behind counts.
+On a year of Gold a browser that has nothing of the dashboard opens a page, which takes from there until the page's
+figures are written and the first chart has its data.
 """
 
 import argparse
 import asyncio
-import gc
 import json
+import multiprocessing
 import random
 import re
 import tempfile
-import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from multiprocessing.synchronize import Event as Synced
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -27,6 +32,7 @@ from tornado.websocket import WebSocketClientConnection, websocket_connect
 
 from apps.gold import refreshes_of
 from apps.local import free_ports, is_free
+from benchmarks import results
 from contracts.tables import GOLD_SENSOR_5MIN
 from pipeline import settings as config
 from pipeline.lake import delta as lakes
@@ -60,6 +66,7 @@ class Viewer:
         self._welcome = asyncio.Event()
         self._wanted: tuple[int, asyncio.Future[float]] | None = None
         self._listening: asyncio.Task[None] | None = None
+        self._moved = False
         self.updates_ms: list[float] = []
         self.messages = 0
 
@@ -74,6 +81,9 @@ class Viewer:
         await asyncio.wait_for(self._welcome.wait(), 60)
         await self._send("PULL-DOC-REQ", {})
         await asyncio.wait_for(self._document, 60)
+        ready = {"type": "event", "name": "document_ready", "values": {"type": "map"}}
+        event = {"kind": "MessageSent", "msg_type": "bokeh_event", "msg_data": ready}
+        await self._send("PATCH-DOC", {"events": [event]})
 
     async def close(self) -> None:
         """Go away without a word, as a browser does."""
@@ -96,32 +106,45 @@ class Viewer:
     async def _press(self, buttons: tuple[str, list[str]], name: str) -> None:
         model, labels = buttons
         came: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-        self._wanted = RANGES[name], came
+        self._wanted, self._moved = (RANGES[name], came), False
         began = time.perf_counter()
         event = {"kind": "ModelChanged", "model": {"id": model}, "attr": "active", "new": labels.index(name)}
         await self._send("PATCH-DOC", {"events": [event]})
         self.updates_ms.append((await asyncio.wait_for(came, 30) - began) * 1000)
 
     async def _listen(self) -> None:
+        """A message has come when the last of its buffers has."""
         assert self._socket is not None
+        said: dict[str, Any] = {}
+        buffers = missing = 0
         while (frame := await self._socket.read_message()) is not None:
-            if not isinstance(frame, str) or not frame.startswith("{"):
+            if missing:
+                missing -= 1
+            elif isinstance(frame, str):
+                part = json.loads(frame)
+                if "msgtype" in part:
+                    buffers = 2 * part.get("num_buffers", 0)  # each has a header
+                    if part["msgtype"] == "ACK":
+                        self._welcome.set()
+                elif {"doc", "events"} & part.keys():
+                    said, missing = part, buffers
+            if missing or not said:
                 continue
-            said = json.loads(frame)
-            if said.get("msgtype") == "ACK":
-                self._welcome.set()
             if "doc" in said and not self._document.done():
                 self._document.set_result(said["doc"])
             self.messages += "events" in said
             for event in said.get("events", ()):
                 self._heard(event)
+            said = {}
 
     def _heard(self, event: dict[str, object]) -> None:
-        if self._wanted is None or event.get("attr") != "start" or not isinstance(event.get("new"), float | int):
+        """Take note of the new range, and of the lines that come with it or after it."""
+        if self._wanted is None:
             return
         seconds, came = self._wanted
-        start_s = float(str(event["new"])) / 1000
-        if abs(time.time() - seconds - start_s) < 60 and not came.done():
+        if event.get("attr") == "start" and isinstance(event.get("new"), float | int):
+            self._moved |= abs(time.time() - seconds - float(str(event["new"])) / 1000) < 60
+        if self._moved and '"width"' in json.dumps(event) and event.get("attr") == "data" and not came.done():
             came.set_result(time.perf_counter())
 
     async def _send(self, kind: str, content: dict[str, object]) -> None:
@@ -150,30 +173,25 @@ def _range_buttons(document: str) -> tuple[str, list[str]]:
     return found
 
 
-class Growing(threading.Thread):
-    """Adds a second's readings each second: the fleet that was there since `start` goes on after `now`."""
-
-    def __init__(self, lake: FleetLake, start: datetime, now: datetime) -> None:
-        super().__init__(name="growing", daemon=True)
-        self._lake = lake
-        self._start = start
-        self._now = now
-        self.stopping = threading.Event()
-
-    def run(self) -> None:
-        done_us = round(self._now.timestamp() * 1e6)
-        for batch in batches(FLEET, self._start, INTERVAL_S / FLEET.sensors):
-            at_us = batch.event_us
-            while done_us < at_us[-1]:
-                if self.stopping.wait(1.0):
-                    return
-                now_us = int(time.time() * 1e6)
-                due = np.flatnonzero((at_us > done_us) & (at_us <= now_us)).tolist()
-                if due:
-                    sent = [round(at_us[number] / 1000) for number in due]
-                    self._lake.take([batch.values[n] for n in due], sent, [batch.labels[n] for n in due])
-                    self._lake.follow()
-                    done_us = int(at_us[due[-1]])
+def grow(settings: Settings, filled: Synced, stopping: Synced) -> None:
+    """A lake with a fleet's last hours, and then a second's readings each second. In a process of its own: what the
+    pipeline's stages do elsewhere is not to hold up the viewers, who are measured.
+    """
+    now, lake = datetime.now(UTC), FleetLake(settings)
+    start, done_us = now - timedelta(hours=HOURS), round(now.timestamp() * 1e6)
+    lake.fill(FLEET, start, now, INTERVAL_S)
+    filled.set()
+    for batch in batches(FLEET, start, INTERVAL_S / FLEET.sensors):
+        at_us = batch.event_us
+        while done_us < at_us[-1]:
+            if stopping.wait(1.0):
+                return
+            due = np.flatnonzero((at_us > done_us) & (at_us <= int(time.time() * 1e6))).tolist()
+            if due:
+                sent = [round(at_us[number] / 1000) for number in due]
+                lake.take([batch.values[n] for n in due], sent, [batch.labels[n] for n in due])
+                lake.follow()
+                done_us = int(at_us[due[-1]])
 
 
 def settings_of(directory: Path) -> Settings:
@@ -185,8 +203,8 @@ def settings_of(directory: Path) -> Settings:
     )
 
 
-async def soak(url: str, server: psutil.Process, viewers: int, minutes: float, sessions: int) -> None:
-    """Print how long updates took, and what memory did."""
+async def soak(url: str, server: psutil.Process, viewers: int, minutes: float, sessions: int) -> dict[str, Any]:
+    """How long updates took, and what memory did."""
     watching = [Viewer(url, PAGES[number % len(PAGES)]) for number in range(viewers)]
     for viewer in watching:
         await viewer.open()
@@ -202,26 +220,34 @@ async def soak(url: str, server: psutil.Process, viewers: int, minutes: float, s
     began = time.monotonic()
     await asyncio.gather(weigh(), *(viewer.watch(end) for viewer in watching))
     used = server.cpu_times()
-    share = (used.user + used.system - cpu.user - cpu.system) / (time.monotonic() - began)
     updates = np.array([ms for viewer in watching for ms in viewer.updates_ms])
-    p50, p95, most = (float(np.percentile(updates, q)) for q in (50, 95, 100))
-    messages = sum(viewer.messages for viewer in watching)
-    print(f"{viewers} viewers, {minutes:g} min: {len(updates)} updates, p50 {p50:.0f} ms, p95 {p95:.0f} ms, "
-          f"longest {most:.0f} ms; {messages:,} messages; {share:.0%} of a core")  # fmt: skip
     third = max(1, len(memory) // 3)
-    middle, last = np.median(memory[third : 2 * third]), np.median(memory[-third:])
-    print(f"memory: {memory[0]:.0f} MB at first, {middle:.0f} MB in the middle third, {last:.0f} MB in the last")
     for viewer in watching:
         await viewer.close()
+    found: dict[str, Any] = {
+        "viewers": viewers,
+        "minutes": minutes,
+        "updates": len(updates),
+        "messages": sum(viewer.messages for viewer in watching),
+        "update_ms": {f"p{q}": round(float(np.percentile(updates, q))) for q in (50, 95, 99, 100)},
+        "cores": round((used.user + used.system - cpu.user - cpu.system) / (time.monotonic() - began), 2),
+        "memory_mb": {
+            "first": round(memory[0]),
+            "middle third": round(float(np.median(memory[third : 2 * third]))),
+            "last third": round(float(np.median(memory[-third:]))),
+        },
+    }
+    print(json.dumps(found))
     await _open_and_close(url, WARM)
     await asyncio.sleep(LET_GO_S)
     before = _mb(server)
     await _open_and_close(url, sessions)
-    most_mb = _mb(server)
+    most = _mb(server)
     await asyncio.sleep(LET_GO_S)
-    after = _mb(server)
-    print(f"{sessions} sessions opened and closed: {before:.0f} MB before, {most_mb:.0f} MB with them, "
-          f"{after:.0f} MB after: {after - before:+.0f} MB")  # fmt: skip
+    left = {"opened": sessions, "before": before, "with them": most, "after": _mb(server)}
+    found["sessions_mb"] = {name: round(value) for name, value in left.items()}
+    print(json.dumps(found["sessions_mb"]))
+    return found
 
 
 async def _open_and_close(url: str, count: int) -> None:
@@ -272,8 +298,9 @@ def make_year(settings: Settings) -> None:
         refresh()
 
 
-def year(url: str) -> None:
-    """Print how long a browser waits, on a year of Gold, until a page shows its figures."""
+def year(url: str) -> dict[str, list[float]]:
+    """Seconds that a browser waits, on a year of Gold, until a page can be used; five times."""
+    found: dict[str, list[float]] = {}
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -282,19 +309,26 @@ def year(url: str) -> None:
             ("", ".kpi"), *((f"trends?range={span}", "#figures td") for span in ("1y", "30d", "24h")),
             ("heatmap?range=1y", "#worst td"),
         ):  # fmt: skip
-            times = []
-            for _ in range(3):
+            took = found[f"/{path}"] = []
+            for _ in range(5):
                 context = browser.new_context()
                 page = context.new_page()
                 page.goto(f"{url}/favicon.ico")
                 context.add_cookies([{"name": n, "value": v, "url": url} for n, v in _cookies()])
                 began = time.perf_counter()
-                page.goto(f"{url}/{path}")
+                page.goto(f"{url}/{path}", wait_until="commit")
                 page.locator(shown).first.wait_for()
-                times.append(time.perf_counter() - began)
+                page.wait_for_function(_DRAWN)
+                took.append(round(time.perf_counter() - began, 2))
                 context.close()
-            print(f"a year of {YEAR_SENSORS} sensors, /{path}: " + ", ".join(f"{took:.2f} s" for took in times))
+            print(f"a year of {YEAR_SENSORS} sensors, /{path}: " + ", ".join(f"{each:.2f} s" for each in took))
         browser.close()
+    return found
+
+
+_DRAWN = """() => [...(window.Bokeh?.documents[0]?._all_models?.values() ?? [])].some(
+    (model) => model.type === "ColumnDataSource" && model.get_length() > 0)"""
+"""Has a figure its data?"""
 
 
 def _cookies() -> list[tuple[str, str]]:
@@ -309,34 +343,37 @@ def main() -> None:
     parser.add_argument("--sessions", type=int, default=200, help="opened and closed afterwards")
     parser.add_argument("--year", action="store_true", help="on a year of Gold: how soon pages can be used")
     parser.add_argument("--lake", type=Path, help="directory of the lake of --year; made where there is none")
+    parser.add_argument("--keep", action="store_true", help="into the results that docs/BENCHMARKS.md is made of")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         directory = given.lake or Path(place) / "lake"
         settings = settings_of(directory)
-        growing = None
         if given.year:
             if not directory.exists():
                 make_year(settings)
-        else:
-            now, lake = datetime.now(UTC), FleetLake(settings)
-            start = now - timedelta(hours=HOURS)
-            lake.fill(FLEET, start, now, INTERVAL_S)
-            growing = Growing(lake, start, now)
-        gc.collect()
-        process = spawn(settings, Path(place) / "log", "dashboard")
-        with all_ended({"dashboard": process}):
-            port = settings.dashboard.port
-            until(lambda: not is_free(port) or process.poll() is not None, "the dashboard", 60)
-            assert process.poll() is None, (Path(place) / "log").read_text()
-            url = f"http://127.0.0.1:{port}"
-            if growing is None:
-                year(url)
-                return
-            growing.start()
-            with suppress(KeyboardInterrupt):
-                asyncio.run(soak(url, psutil.Process(process.pid), given.viewers, given.minutes, given.sessions))
-            growing.stopping.set()
-            growing.join()
+            with served(settings, Path(place) / "log") as (url, _):
+                results.save("dashboard_year", given.keep, sensors=YEAR_SENSORS, days=YEAR_DAYS, seconds=year(url))
+            return
+        context = multiprocessing.get_context("spawn")
+        filled, stopping = context.Event(), context.Event()
+        growing = context.Process(target=grow, args=(settings, filled, stopping), name="growing", daemon=True)
+        growing.start()
+        until(lambda: filled.is_set() or not growing.is_alive(), "a lake", 300)
+        with served(settings, Path(place) / "log") as (url, process), suppress(KeyboardInterrupt):
+            found = asyncio.run(soak(url, process, given.viewers, given.minutes, given.sessions))
+            results.save("dashboard", given.keep, **found)
+        stopping.set()
+        growing.join()
+
+
+@contextmanager
+def served(settings: Settings, log: Path) -> Iterator[tuple[str, psutil.Process]]:
+    """A dashboard's address and process."""
+    process = spawn(settings, log, "dashboard")
+    with all_ended({"dashboard": process}):
+        until(lambda: not is_free(settings.dashboard.port) or process.poll() is not None, "the dashboard", 60)
+        assert process.poll() is None, log.read_text()
+        yield f"http://127.0.0.1:{settings.dashboard.port}", psutil.Process(process.pid)
 
 
 if __name__ == "__main__":

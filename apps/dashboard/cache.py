@@ -2,12 +2,13 @@
 
 A question is a value. Two viewers who ask the same question cost one query, and an answer is read anew only when a
 table under it has another version. Who asks never waits: there is always an answer, if only that there is none yet.
+A question that is new is read at once, by threads of its own: a viewer is looking at the place where it will be.
 """
 
 import logging
 import time
-from collections.abc import Callable, Hashable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Hashable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from threading import Event, Lock, Thread
@@ -75,6 +76,9 @@ class _Entry:
     running: bool = False
 
 
+Listener = Callable[[Collection[Question[Any]]], None]
+
+
 class Cache:
     """Start it with `with`; its threads end with the block."""
 
@@ -83,10 +87,12 @@ class Cache:
         self.queries = 0
         """Answers read so far."""
         self._entries: dict[Question[Any], _Entry] = {}
-        self._listeners: set[Callable[[], None]] = set()
+        self._listeners: set[Listener] = set()
+        self._versions: dict[str, tuple[Version, float]] = {}
         self._lock = Lock()
         self._wake, self._stopping = Event(), Event()
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="answer")
+        self._first = ThreadPoolExecutor(_WORKERS, thread_name_prefix="first-answer")
         self._watcher = Thread(target=self._watch, name="versions", daemon=True)
         self._numbers = 0
 
@@ -98,7 +104,8 @@ class Cache:
         self._stopping.set()
         self._wake.set()
         self._watcher.join()
-        self._pool.shutdown(cancel_futures=True)
+        for pool in (self._first, self._pool):
+            pool.shutdown(cancel_futures=True)
 
     @property
     def listeners(self) -> int:
@@ -110,15 +117,15 @@ class Cache:
         with self._lock:
             entry = self._entries.get(question)
             if entry is None:
-                entry = self._entries[question] = _Entry(question)
-                self._wake.set()
+                entry = self._entries[question] = _Entry(question, running=True)
+                self._first.submit(self._begin, entry)
             elif time.monotonic() - entry.asked >= ASKED_WITHIN_S:
                 self._wake.set()  # an old one, and nobody looked whether it still is the newest
             entry.asked = time.monotonic()
             return entry.answer
 
-    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Call `listener`, in another thread, whenever an answer is another. Returns what ends that."""
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener`, in another thread, with the questions whose answer is another. Returns what ends that."""
         with self._lock:
             self._listeners.add(listener)
         return lambda: self._listeners.discard(listener)
@@ -134,29 +141,48 @@ class Cache:
         self._forget()
         with self._lock:
             wanted = [entry for entry in self._entries.values() if time.monotonic() - entry.asked < ASKED_WITHIN_S]
+        versions, problems = self._look_at(table for entry in wanted for table in entry.question.tables)
+        now = datetime.now(UTC)
+        changed = []
+        for entry in wanted:
+            problem = next((problems[table.path] for table in entry.question.tables if table.path in problems), "")
+            if problem:
+                changed += self._settle(entry, replace(entry.answer, problem=problem))
+                continue
+            seen = [versions[table.path] for table in entry.question.tables]
+            if self._due(entry, seen):
+                self._start(entry)
+                self._pool.submit(self._read, entry, seen, now)
+            elif entry.versions == seen and not entry.running:
+                changed += self._settle(entry, replace(entry.answer, confirmed=now, problem=""))
+        self._tell(changed)
+
+    def _look_at(self, tables: Iterable[Table]) -> tuple[dict[str, Version], dict[str, str]]:
+        """The versions of these tables by path, and of those that cannot be opened what is told of them."""
         versions: dict[str, Version] = {}
         problems: dict[str, str] = {}
-        for table in {table.path: table for entry in wanted for table in entry.question.tables}.values():
+        for table in {table.path: table for table in tables}.values():
             try:
                 versions[table.path] = self.source.version(table)
+                self._versions[table.path] = versions[table.path], time.monotonic()
             except PipelineError as error:
                 problems[table.path] = in_plain_words(error)
                 log.warning("cannot open %s: %s", table.path, error.what)
-        now = datetime.now(UTC)
-        changed = False
-        for entry in wanted:
-            paths = [table.path for table in entry.question.tables]
-            problem = next((problems[path] for path in paths if path in problems), "")
-            if problem:
-                changed |= self._settle(entry, replace(entry.answer, problem=problem))
-                continue
-            seen = [versions[path] for path in paths]
-            if self._due(entry, seen):
-                self._read(entry, seen, now)
-            elif entry.versions == seen and not entry.running:
-                changed |= self._settle(entry, replace(entry.answer, confirmed=now, problem=""))
-        if changed:
-            self._tell()
+        return versions, problems
+
+    def _begin(self, entry: _Entry) -> None:
+        """Answer for the first time, at the versions that were looked at just now, if they were."""
+        self._start(entry)
+        late = time.monotonic() - 2 * POLL_S
+        known = {path: version for path, (version, at) in self._versions.copy().items() if at > late}
+        versions, problems = self._look_at(table for table in entry.question.tables if table.path not in known)
+        if problems:
+            changed = self._settle(entry, replace(entry.answer, problem=next(iter(problems.values()))))
+            entry.running = False
+            self._tell(changed)
+            return
+        known |= versions
+        self._read(entry, [known[table.path] for table in entry.question.tables], datetime.now(UTC))
 
     def _due(self, entry: _Entry, seen: list[Version]) -> bool:
         gap = max(LEAST_GAP_S, 4 * entry.took)
@@ -166,40 +192,36 @@ class Cache:
         age = timedelta(seconds=time.monotonic() - entry.began)
         return entry.versions != seen or bool(entry.answer.problem) or (every is not None and age >= every)
 
-    def _read(self, entry: _Entry, seen: list[Version], now: datetime) -> None:
+    def _start(self, entry: _Entry) -> None:
         entry.running, entry.began = True, time.monotonic()
         self.queries += 1
 
-        def done(future: Future[Any]) -> None:
-            if future.cancelled():
-                return
-            entry.took, entry.running = time.monotonic() - entry.began, False
-            error = future.exception()
-            if error is None:
-                entry.versions = seen
-                changed = self._settle(entry, Answer(future.result(), now))
+    def _read(self, entry: _Entry, seen: list[Version], now: datetime) -> None:
+        try:
+            answer = Answer(entry.question.answer(self.source, now), now)
+            entry.versions = seen
+        except Exception as error:  # a viewer is told, and the next look tries again; nothing else would hear of it
+            if isinstance(error, PipelineError):
+                log.warning("cannot answer %s: %s", type(entry.question).__name__, error.what)
             else:
-                if isinstance(error, PipelineError):
-                    log.warning("cannot answer %s: %s", type(entry.question).__name__, error.what)
-                else:
-                    log.error("a defect in %r", entry.question, exc_info=error)
-                changed = self._settle(entry, replace(entry.answer, problem=in_plain_words(error)))
-            if changed:
-                self._tell()
+                log.error("a defect in %r", entry.question, exc_info=error)
+            answer = replace(entry.answer, problem=in_plain_words(error))
+        changed = self._settle(entry, answer)
+        entry.took, entry.running = time.monotonic() - entry.began, False  # last: a look must not put back the old
+        self._tell(changed)
 
-        self._pool.submit(entry.question.answer, self.source, now).add_done_callback(done)
-
-    def _settle(self, entry: _Entry, answer: Answer[Any]) -> bool:
+    def _settle(self, entry: _Entry, answer: Answer[Any]) -> list[Question[Any]]:
+        """Keep an answer; the question, where it is another than before."""
         before = entry.answer
         changed = answer.value is not before.value or answer.problem != before.problem
         with self._lock:
             self._numbers += changed
             entry.answer = replace(answer, number=self._numbers if changed else before.number)
-        return changed
+        return [entry.question] if changed else []
 
-    def _tell(self) -> None:
-        for listener in list(self._listeners):
-            listener()
+    def _tell(self, changed: Collection[Question[Any]]) -> None:
+        for listener in list(self._listeners) if changed else ():
+            listener(changed)
 
     def _forget(self) -> None:
         with self._lock:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -121,7 +122,9 @@ class Lines:
         extremes = one and shown.band.is_empty() and shown.resolution is not Resolution.RAW
         self._extremes.visible = extremes
         for sensor, source in zip_longest(sensors[:MOST_SERIES], self._sources):
-            source.data = _line(shown, sensor)
+            line = _line(shown, sensor)
+            if len(line["t"]) or len(source.data["t"]):  # each column of one that stays empty would be sent
+                source.data = line
         inner = shown.points if one and "p95" in shown.points.columns else shown.points.clear()
         columns: dict[str, object] = {
             name: inner[name].to_numpy() if name in inner.columns else [] for name in ("p95", "p99")
@@ -189,7 +192,7 @@ def when_settled(plot: figure, act: Callable[[RangesUpdate], None]) -> None:
     plot.on_event(RangesUpdate, moved)
 
 
-def _line(shown: Shown, sensor: str | None) -> dict[str, object]:
+def _line(shown: Shown, sensor: str | None) -> dict[str, Any]:
     points = shown.points.filter(pl.col("sensor_id") == (sensor or ""))
     columns = ("avg", "min", "max")
     t = times(points["start"])

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from queue import SimpleQueue
 from threading import Event
 
 import pytest
@@ -121,15 +122,30 @@ def test_a_defect_is_logged_and_only_named_to_the_viewer(cache: Cache, caplog: p
 
 
 def test_who_listens_hears_of_each_change_until_they_end_it(cache: Cache, tables: Tables) -> None:
-    heard = Event()
-    silence = cache.listen(heard.set)
+    heard: SimpleQueue[set[object]] = SimpleQueue()
+    silence = cache.listen(lambda questions: heard.put(set(questions)))
     answer(cache, Ask("a"), "a 1")
-    assert heard.wait(5)
+    assert heard.get(timeout=5) == {Ask("a")}
+    answer(cache, Ask("b"), "b 1")
+    assert heard.get(timeout=5) == {Ask("b")}
     silence()
-    heard.clear()
     tables.versions[GOLD_SENSOR_5MIN.path] = 2
     answer(cache, Ask("a"), "a 2")
-    assert not heard.is_set()
+    assert heard.empty()
+
+
+def test_a_new_question_waits_neither_for_the_next_look_nor_for_those_that_are_read_again(
+    tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caches, "POLL_S", 3600.0)
+    let_go = Event()
+    with Cache(tables) as cache:  # type: ignore[arg-type]
+        for worker in range(8):
+            cache._pool.submit(let_go.wait, 60)
+            assert cache.ask(Ask(f"{worker}")) == Answer()
+        for worker in range(8):
+            answer(cache, Ask(f"{worker}"), f"{worker} 1")
+        let_go.set()
 
 
 def test_what_nobody_asks_any_more_is_given_up(cache: Cache, tables: Tables, monkeypatch: pytest.MonkeyPatch) -> None:
