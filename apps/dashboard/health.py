@@ -9,6 +9,7 @@ import polars as pl
 
 from apps.dashboard.fleet import Figures, Fleet
 from apps.dashboard.frame import Card, Session, figure_pane, html, note, nothing, show
+from apps.dashboard.promises import DAYS, Promises, history, reconciled
 from apps.dashboard.stages import Bad, BadData, Lags, Layer, Layers, Proof, Quality
 from apps.dashboard.theme import empty_source, fixed_range, hover, ms, styled_legend, time_figure, times
 from apps.dashboard.words import NOTHING, count, duration, esc, number, percent, span
@@ -28,7 +29,7 @@ class Health:
         self._session = session
         waiting = nothing("Reading the lake …")
         self._stages, self._dead, self._books = html(waiting), html(waiting), html(waiting)
-        self._letters = html(waiting)
+        self._letters, self._history = html(waiting), html(waiting)
         self._make_figure()
 
     def _make_figure(self) -> None:
@@ -52,12 +53,13 @@ class Health:
         self._pace_note = html()
 
     def cards(self) -> Sequence[Card]:
-        """Stages, their pace over the day, bad data, the books."""
+        """Stages, their pace over the day, the books, what was not kept, bad data."""
         pace = pn.Column(self._pace_note, figure_pane(self._plot), sizing_mode="stretch_width", margin=0)
         return [
             Card("stages", self._stages, 12, "Stages", "pace and latency of the last five minutes"),
             Card("pace", pace, 8, "Throughput", "by event time, last day"),
             Card("books", self._books, 4, "Books", "what is where"),
+            Card("history", self._history, 12, "Objectives", f"what was not kept in the last {DAYS} days"),
             Card("bad", self._dead, 4, "Bad data", "last day, by reason"),
             Card("letters", self._letters, 8, "Dead letters", "the newest ones"),
         ]
@@ -80,10 +82,14 @@ class Health:
         if bad.value is not None and session.is_new("bad", bad):
             show(self._dead, note(bad, session, now) + reasons(bad.value))
             show(self._letters, letters(bad.value, session, now))
-        proof = session.ask(Quality())
-        if proof.value is not None and session.is_new("books", proof):
-            show(self._books, note(proof, session, now) + books(proof.value, session, now))
-        for answer, pane in ((bad, self._dead), (bad, self._letters), (proof, self._books)):
+        proof, kept = session.ask(Quality()), session.ask(Promises())
+        if kept.value is not None and session.is_due("history", now, kept):
+            show(self._history, note(kept, session, now) + history(kept.value, session, now))
+        if proof.value is not None and kept.value is not None and session.is_due("books", now, proof, kept):
+            last = reconciled(kept.value.balance, session, now)
+            show(self._books, note(proof, session, now) + books(proof.value, session, now) + last)
+        panes = ((bad, self._dead), (bad, self._letters), (proof, self._books), (kept, self._history))
+        for answer, pane in panes:
             if answer.value is None and answer.problem:
                 show(pane, note(answer, session, now))
 

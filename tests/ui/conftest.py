@@ -9,12 +9,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import polars as pl
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from pydantic import SecretStr
 
 from apps.local import free_ports
+from contracts.tables import QUALITY_BOOKS, QUALITY_BREACHES
 from pipeline import settings as config
+from pipeline.lake.delta import Lake, append
+from pipeline.monitoring.breaches import Breach, rows
 from pipeline.settings import Settings
 from pipeline.simulation.fleet import Fleet
 from tests.fleet_lake import FleetLake
@@ -85,7 +89,24 @@ def made(tmp_path_factory: pytest.TempPathFactory, end: datetime) -> tuple[Setti
     lake = FleetLake(settings)
     fleet = Fleet(SENSORS, seed=7, anomaly_rate=0.02, malformed_rate=0.01, duplicate_rate=0.01)
     lake.fill(fleet, end - timedelta(hours=HOURS), end, 10.0)
+    note_what_was_not_kept(lake.lake, end)
     return settings, lake
+
+
+def note_what_was_not_kept(lake: Lake, end: datetime) -> None:
+    """As monitor and reconcile note it."""
+    hours = [(500, 490), (300, 299), (52, 20), (2, 1)]
+    over = [
+        Breach("freshness of gold", begun, ended, ended, 900.0, 120.0, "s")
+        for begun, ended in ((end - timedelta(hours=start), end - timedelta(hours=stop)) for start, stop in hours)
+    ]
+    begun = end - timedelta(minutes=20)
+    notes = [*over, Breach("dead letters", begun, begun, None, 0.012, 0.01, "1")]
+    append(lake.ensure(QUALITY_BREACHES), QUALITY_BREACHES, rows(notes), {})
+    columns = {name: 0.0 if kind == pl.Float64 else 0 for name, kind in QUALITY_BOOKS.schema.items()}
+    told = {"run_at": end, "since": None, "verdict": "balanced", "unknown": None, "run_date": end.date()}
+    books = pl.DataFrame([columns | told], schema=QUALITY_BOOKS.schema)
+    append(lake.ensure(QUALITY_BOOKS), QUALITY_BOOKS, books, {})
 
 
 @pytest.fixture(scope="session")

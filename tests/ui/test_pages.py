@@ -21,7 +21,7 @@ PAGES = {
     "trends": ("5-minute windows", "Download CSV"),
     "heatmap": ("Anomaly rate", "Click a cell", "Where to look first"),
     "timeline": ("anomalies", "Readings around it", "z-score"),
-    "health": ("bronze/readings", "dead letter", "Raw messages in the lake"),
+    "health": ("bronze/readings", "dead letter", "Raw messages in the lake", "freshness of gold", "✓ balanced"),
 }
 
 
