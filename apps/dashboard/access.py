@@ -25,14 +25,20 @@ def rules(settings: Dashboard) -> Mapping[str, Any]:
             )
         return {}
     secret = settings.cookie_secret.get_secret_value() if settings.cookie_secret else secrets.token_hex(32)
-    common = {"cookie_secret": secret, "logout_endpoint": "/logout"}
+    door = str(ASSETS / "login.html")  # Panel's own pages want fonts and pictures from elsewhere
+    common = {
+        "cookie_secret": secret,
+        "logout_endpoint": "/logout",
+        "logout_template": door,
+        "oauth_error_template": door,
+    }
     if settings.password is not None:
         if not settings.password.get_secret_value():
             raise BadInput("PIPELINE_DASHBOARD__PASSWORD is empty.", "Choose one, or leave it out on 127.0.0.1.")
         return {
             **common,
             "basic_auth": settings.password.get_secret_value(),
-            "login_template": str(ASSETS / "login.html"),
+            "login_template": door,
         }
     if not (settings.oauth_key and settings.oauth_secret):
         raise BadInput(
