@@ -10,7 +10,11 @@ import polars as pl
 from bokeh.events import RangesUpdate
 from bokeh.models import (
     BoxZoomTool,
+    Line,
     PanTool,
+    Scatter,
+    VArea,
+    VBar,
     WheelZoomTool,
 )
 from bokeh.plotting import figure
@@ -23,9 +27,9 @@ from apps.dashboard.theme import (
     empty_source,
     fixed_range,
     hover,
+    legend_above,
     ms,
     padded_range,
-    styled_legend,
     time_figure,
     times,
 )
@@ -66,31 +70,25 @@ class Lines:
         self._sources = [empty_source("t", "t_utc", "y", "low", "high", "n", "sensor", "more") for _ in theme.series]
         self._band = empty_source("t", "low", "high")
         self._marks = empty_source("t", "t_utc", "y", "sensor", "rules", "z", "value", "colour")
-        self.plot.varea("t", "low", "high", source=self._band, fill_color=theme.accent, fill_alpha=0.12)
-        self._extremes = self.plot.varea(
-            "t", "low", "high", source=self._sources[0], fill_color=self.colours[0], fill_alpha=0.14
-        )
+        band = VArea(x="t", y1="low", y2="high", fill_color=theme.accent, fill_alpha=0.12)
+        self.plot.add_glyph(self._band, band)
+        extremes = VArea(x="t", y1="low", y2="high", fill_color=self.colours[0], fill_alpha=0.14)
+        self._extremes = self.plot.add_glyph(self._sources[0], extremes)
         lines = [
-            self.plot.line("t", "y", source=source, color=colour, width=1.7, line_dash=dash)
+            self.plot.add_glyph(source, Line(x="t", y="y", line_color=colour, line_width=1.7, line_dash=dash))
             for source, colour, dash in zip(self._sources, self.colours, DASHES, strict=True)
         ]
         self._percentiles = empty_source("t", "p95", "p99")
-        for name, dash in (("p95", "dashed"), ("p99", "dotted")):
-            self.plot.line(
-                "t",
+        inner = [
+            (
                 name,
-                source=self._percentiles,
-                color=theme.muted,
-                line_dash=dash,
-                line_width=1,
-                legend_label=name,
+                self.plot.add_glyph(self._percentiles, Line(x="t", y=name, line_color=theme.muted, line_dash=dash)),
             )
-        marks = self.plot.scatter(
-            "t", "y", source=self._marks, marker="diamond", size=11, fill_color="colour", line_color=theme.card,
-            line_width=1, legend_label="anomaly",
-        )  # fmt: skip
-        styled_legend(self.plot, theme)
-        self.plot.add_layout(self.plot.legend[0], "above")
+            for name, dash in (("p95", "dashed"), ("p99", "dotted"))
+        ]
+        mark = Scatter(x="t", y="y", marker="diamond", size=11, fill_color="colour", line_color=theme.card)
+        marks = self.plot.add_glyph(self._marks, mark)
+        self._legend = legend_above(self.plot, theme, [*inner, ("anomaly", marks)])
         self.plot.add_tools(
             hover(lines, ("", "@sensor"), ("mean", "@y{0,0.[000]}"), ("", "@more"), mode="mouse"),
             hover([marks], ("", "@sensor"), ("anomaly", "@rules"), ("value", "@value"), ("z-score", "@z")),
@@ -100,9 +98,8 @@ class Lines:
         self.strip = time_figure(theme, 92, x_range=x)
         self.strip.toolbar_location = None
         self.strip.y_range.start = 0
-        bars = self.strip.vbar(
-            "t", top="n", width="width", source=self._bars, fill_color=theme.alarm, line_color=None, fill_alpha=0.85
-        )
+        bar = VBar(x="t", top="n", width="width", fill_color=theme.alarm, line_color=None, fill_alpha=0.85)
+        bars = self.strip.add_glyph(self._bars, bar)
         self.strip.xaxis.visible = False
         self.strip.yaxis.ticker.desired_num_ticks = 2
         self.strip.yaxis.axis_label = "anomalies"
@@ -130,7 +127,7 @@ class Lines:
             name: inner[name].to_numpy() if name in inner.columns else [] for name in ("p95", "p99")
         }
         self._percentiles.data = {"t": times(inner["start"]), **columns}
-        for item in self.plot.legend.items:
+        for item in self._legend.items:
             item.visible = item.label.value == "anomaly" or not inner.is_empty()
         band = shown.band
         self._band.data = {

@@ -6,12 +6,13 @@ from typing import Any
 
 import panel as pn
 import polars as pl
+from bokeh.models import VBar
 
 from apps.dashboard.fleet import Figures, Fleet
 from apps.dashboard.frame import Card, Session, figure_pane, html, note, nothing, show
 from apps.dashboard.promises import DAYS, Promises, history, reconciled
 from apps.dashboard.stages import Bad, BadData, Lags, Layer, Layers, Proof, Quality
-from apps.dashboard.theme import empty_source, fixed_range, hover, ms, styled_legend, time_figure, times
+from apps.dashboard.theme import empty_source, fixed_range, hover, legend_above, ms, time_figure, times
 from apps.dashboard.words import NOTHING, count, duration, esc, number, percent, span
 from pipeline.core.aggregate import FIVE_MINUTES
 
@@ -41,15 +42,10 @@ class Health:
         self._source = empty_source("t", "t_utc", "good", "bad", "low", "came", "width")
         bars = []
         for (name, label), (low, top) in zip(_SERIES, (("low", "good"), ("good", "came")), strict=True):
-            bars.append(
-                self._plot.vbar(
-                    "t", top=top, bottom=low, width="width", source=self._source, fill_color=colours[name],
-                    line_color=None, legend_label=label,
-                )
-            )  # fmt: skip
-        self._plot.add_tools(hover(bars[:1], ("good", "@good{0,0.[00]}/s"), ("bad", "@bad{0.[000]}/s")))
-        styled_legend(self._plot, theme)
-        self._plot.add_layout(self._plot.legend[0], "above")
+            bar = VBar(x="t", top=top, bottom=low, width="width", fill_color=colours[name], line_color=None)
+            bars.append((label, self._plot.add_glyph(self._source, bar)))
+        self._plot.add_tools(hover([bars[0][1]], ("good", "@good{0,0.[00]}/s"), ("bad", "@bad{0.[000]}/s")))
+        legend_above(self._plot, theme, bars)
         self._pace_note = html()
 
     def cards(self) -> Sequence[Card]:

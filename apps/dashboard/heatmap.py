@@ -13,6 +13,7 @@ from bokeh.models import (
     FactorRange,
     LinearColorMapper,
     NumeralTickFormatter,
+    Rect,
     TapTool,
 )
 from bokeh.plotting import figure
@@ -91,13 +92,14 @@ class Heatmap:
                 tools="",
                 toolbar_location=None,
             )
-            cells = plot.rect("type", "location", source=self._source, width=0.97, height=0.92, **self._fill())
+            glyph = Rect(x="type", y="location", width=0.97, height=0.92, **self._fill())
             styled(plot, theme)
         else:
             plot = time_figure(theme, 200, x_range=fixed_range(), y_range=y)
-            cells = plot.rect("t", "location", source=self._source, width="width", height=0.92, **self._fill())
+            glyph = Rect(x="t", y="location", width="width", height=0.92, **self._fill())
             plot.toolbar_location = None
         plot.visible = False
+        cells = plot.add_glyph(self._source, glyph)
         cells.nonselection_glyph = cells.selection_glyph = None
         bar = ColorBar(
             color_mapper=self._colours, ticker=BasicTicker(desired_num_ticks=4), width=10, padding=6,

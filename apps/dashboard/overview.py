@@ -6,6 +6,7 @@ from typing import Any
 
 import panel as pn
 import polars as pl
+from bokeh.models import VBar
 
 from apps.dashboard.fleet import DAY, Feed, Figures, Fleet, Freshness
 from apps.dashboard.frame import Card, Session, figure_pane, html, note, nothing, show
@@ -30,7 +31,9 @@ class Overview:
         self._readings = time_figure(theme, 130, x_range=x)
         self._anomalies = time_figure(theme, 110, x_range=x)
         bars = {
-            plot: plot.vbar("t", top=top, width="width", source=self._source, fill_color=colour, line_color=None)
+            plot: plot.add_glyph(
+                self._source, VBar(x="t", top=top, width="width", fill_color=colour, line_color=None)
+            )
             for plot, top, colour in (
                 (self._readings, "rate", theme.accent), (self._anomalies, "anomalies", theme.alarm),
             )

@@ -4,6 +4,7 @@ Series take Okabe and Ito's colours ("Color Universal Design", 2008), maps of va
 Renslow 2018). A state is always a word or a sign, too.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,13 +13,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+from bokeh.core.properties import value
 from bokeh.models import (
     ColumnDataSource,
     CustomJSHover,
     CustomJSTicker,
     CustomJSTickFormatter,
     DataRange1d,
+    GlyphRenderer,
     HoverTool,
+    Legend,
+    LegendItem,
     Range1d,
 )
 from bokeh.palettes import Cividis256
@@ -101,18 +106,23 @@ def styled(plot: figure, theme: Theme) -> figure:
     return plot
 
 
-def styled_legend(plot: figure, theme: Theme) -> None:
+def legend_above(plot: figure, theme: Theme, items: Iterable[tuple[str, GlyphRenderer]]) -> Legend:
     """Above the plot, in a row: it covers nothing."""
-    for legend in plot.legend:
-        legend.orientation = "horizontal"
-        legend.location = "top_left"
-        legend.background_fill_alpha = 0
-        legend.border_line_color = None
-        legend.label_text_color = theme.text
-        legend.label_text_font_size = "12px"
-        legend.label_text_font = "system-ui, sans-serif"
-        legend.padding = legend.margin = 2
-        legend.spacing = 12
+    legend = Legend(
+        items=[LegendItem(label=value(label), renderers=[renderer]) for label, renderer in items],
+        orientation="horizontal",
+        location="top_left",
+        background_fill_alpha=0,
+        border_line_color=None,
+        label_text_color=theme.text,
+        label_text_font_size="12px",
+        label_text_font="system-ui, sans-serif",
+        padding=2,
+        margin=2,
+        spacing=12,
+    )
+    plot.add_layout(legend, "above")
+    return legend
 
 
 def hover(renderers: list[Any], *lines: tuple[str, str], mode: str = "mouse", time: str = "t") -> HoverTool:

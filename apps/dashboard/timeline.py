@@ -7,14 +7,14 @@ from typing import Any
 import panel as pn
 import polars as pl
 from bokeh.events import RangesUpdate
-from bokeh.models import BoxZoomTool, FactorRange, PanTool, TapTool, WheelZoomTool
+from bokeh.models import BoxZoomTool, FactorRange, PanTool, Rect, Scatter, TapTool, VBar, WheelZoomTool
 
 from apps.dashboard.charts import Lines, is_move, when_settled
 from apps.dashboard.controls import RangeControl
 from apps.dashboard.frame import Card, Session, figure_pane, html, note, nothing, show, widget
 from apps.dashboard.incidents import MOST, RULES, Found, Incidents, Severity
 from apps.dashboard.series import Series
-from apps.dashboard.theme import empty_source, fixed_range, hover, ms, styled_legend, time_figure, times
+from apps.dashboard.theme import empty_source, fixed_range, hover, legend_above, ms, time_figure, times
 from apps.dashboard.view import fixed, link
 from apps.dashboard.words import count, esc, number, rule_name, unit_of
 
@@ -72,29 +72,28 @@ class Timeline:
         self._plot.toolbar.active_drag = box
         self._plot.toolbar_location = "right"
         self._cells = empty_source("t", "t_utc", "rule", "width", "strength", "n")
-        cells = self._plot.rect(
-            "t", "rule", source=self._cells, width="width", height=0.7, fill_color=theme.alarm,
-            fill_alpha="strength", line_color=None,
-        )  # fmt: skip
+        cell = Rect(
+            x="t", y="rule", width="width", height=0.7, fill_color=theme.alarm, fill_alpha="strength", line_color=None
+        )
+        cells = self._plot.add_glyph(self._cells, cell)
         self._sources = {
             each: empty_source("t", "t_utc", "rule", "sensor", "location", "value", "z", "event") for each in Severity
         }
-        dots = []
+        named = []
         for each in reversed(Severity):
-            dots.append(
-                self._plot.scatter(
-                    "t", "rule", source=self._sources[each], marker=_MARKERS[each], size=_SIZES[each], alpha=0.75,
-                    fill_color=self._colours[each], line_color=None, legend_label=each.value,
-                )
+            dot = Scatter(
+                x="t", y="rule", marker=_MARKERS[each], size=_SIZES[each], fill_alpha=0.75,
+                fill_color=self._colours[each], line_color=None,
             )  # fmt: skip
+            named.append((each.value, self._plot.add_glyph(self._sources[each], dot)))
             self._sources[each].selected.on_change("indices", self._tapped(each))
+        dots = [renderer for _, renderer in named]
         self._plot.add_tools(
             TapTool(renderers=dots),
             hover(dots, ("", "@sensor, @location"), ("value", "@value"), ("z-score", "@z")),
             hover([cells], ("", "@rule: @n"), ("", "zoom in to see each")),
         )
-        styled_legend(self._plot, theme)
-        self._plot.add_layout(self._plot.legend[0], "above")
+        self._legend = legend_above(self._plot, theme, named)
         when_settled(self._plot, self._moved)
         self._bars = {each: empty_source("t", "t_utc", "n", "bottom", "top", "width") for each in Severity}
         self._histogram = time_figure(theme, 130, x_range=x)
@@ -102,12 +101,14 @@ class Timeline:
         self._histogram.y_range.start = 0
         self._histogram.yaxis.axis_label = "anomalies"
         bars = [
-            self._histogram.vbar(
-                "t", top="top", bottom="bottom", width="width", source=self._bars[each], line_color=None,
-                fill_color=self._colours[each],
+            self._histogram.add_glyph(
+                self._bars[each],
+                VBar(
+                    x="t", top="top", bottom="bottom", width="width", line_color=None, fill_color=self._colours[each]
+                ),
             )
             for each in Severity
-        ]  # fmt: skip
+        ]
         self._histogram.add_tools(hover(bars, ("", "@n")))
         self._histogram.xaxis.visible = False
         self._plot.ygrid.grid_line_color = None
@@ -166,7 +167,7 @@ class Timeline:
         self._plot.height = 34 * len(lanes) + 76
         few = found.total <= MOST
         dots = (found.newest if few else found.newest.clear()).explode("anomaly_rules")
-        self._plot.legend.visible = few
+        self._legend.visible = few
         self._density(found.lanes.clear() if few else found.lanes, found.step)
         for each in Severity:
             self._dots(self._sources[each], dots.filter(pl.col("severity") == each.value))
