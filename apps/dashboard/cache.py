@@ -168,6 +168,9 @@ class Cache:
             except PipelineError as error:
                 problems[table.path] = in_plain_words(error)
                 log.warning("cannot open %s: %s", table.path, error.what)
+            except Exception as error:  # a defect is not to end the thread that looks
+                problems[table.path] = in_plain_words(error)
+                log.exception("a defect: cannot open %s", table.path)
         return versions, problems
 
     def _begin(self, entry: _Entry) -> None:
@@ -200,11 +203,11 @@ class Cache:
         try:
             answer = Answer(entry.question.answer(self.source, now), now)
             entry.versions = seen
+        except PipelineError as error:
+            log.warning("cannot answer %s: %s", type(entry.question).__name__, error.what)
+            answer = replace(entry.answer, problem=in_plain_words(error))
         except Exception as error:  # a viewer is told, and the next look tries again; nothing else would hear of it
-            if isinstance(error, PipelineError):
-                log.warning("cannot answer %s: %s", type(entry.question).__name__, error.what)
-            else:
-                log.error("a defect in %r", entry.question, exc_info=error)
+            log.exception("a defect in %r", entry.question)
             answer = replace(entry.answer, problem=in_plain_words(error))
         changed = self._settle(entry, answer)
         entry.took, entry.running = time.monotonic() - entry.began, False  # last: a look must not put back the old

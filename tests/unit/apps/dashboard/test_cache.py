@@ -20,7 +20,7 @@ class Tables:
     """In the place of a lake: versions that a test moves on, or that cannot be read."""
 
     versions: dict[str, int] = field(default_factory=lambda: {GOLD_SENSOR_5MIN.path: 1, SILVER_READINGS.path: 1})
-    broken: PipelineError | None = None
+    broken: Exception | None = None
     read: list[str] = field(default_factory=list)
 
     def version(self, table: Table) -> tuple[str, int]:
@@ -119,6 +119,17 @@ def test_a_defect_is_logged_and_only_named_to_the_viewer(cache: Cache, caplog: p
     wrong = until(lambda: (found := cache.ask(Ask("defect"))).problem and found, "the problem", 5)
     assert wrong.problem == "an error, which the dashboard's log has"
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_defect_in_looking_at_a_table_is_told_and_passes(
+    cache: Cache, tables: Tables, caplog: pytest.LogCaptureFixture
+) -> None:
+    tables.broken = ZeroDivisionError("s3://secret-place")
+    wrong = until(lambda: (found := cache.ask(Ask("a"))).problem and found, "the problem", 5)
+    assert wrong.problem == "an error, which the dashboard's log has"
+    assert "ZeroDivisionError" in caplog.text
+    tables.broken = None
+    assert answer(cache, Ask("a"), "a 1").problem == ""
 
 
 def test_who_listens_hears_of_each_change_until_they_end_it(cache: Cache, tables: Tables) -> None:
