@@ -1,5 +1,6 @@
-"""Tables of what lasts, or grows, for docs/BENCHMARKS.md: a year, soaks, more processes, Ray."""
+"""Tables of what lasts, or grows, for docs/BENCHMARKS.md: a year, soaks, more processes, Ray, viewers."""
 
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -135,6 +136,36 @@ def engine(result: Result) -> dict[str, str]:
     return {"engine": table("| Silver, s | Gold, s", lines), "engine_readings": f"{result['readings']:,}"}
 
 
+def dashboard(result: Result) -> dict[str, str]:
+    """Of viewers: how long updates took, and memory."""
+    sessions = result["sessions_mb"]
+    told = {
+        f"updates of {result['updates']:,}, ms: p50, p95, p99, longest": ", ".join(
+            f"{result['update_ms'][name]:,}" for name in ("p50", "p95", "p99", "p100")
+        ),
+        "messages to viewers": f"{result['messages']:,}",
+        "of a core": f"{result['cores']:.0%}",
+        "memory, MB: at first, median of the middle and of the last third": ", ".join(
+            f"{value:,}" for value in result["memory_mb"].values()
+        ),
+        f"memory, MB, {sessions['opened']} sessions opened and closed: before, with them, after": ", ".join(
+            f"{sessions[name]:,}" for name in ("before", "with them", "after")
+        ),
+    }
+    named = {f"dashboard_{name}": f"{result[name]:g}" for name in ("viewers", "minutes")}
+    return {"dashboard": table(" | ", [list(each) for each in told.items()]), **named}
+
+
+def dashboard_year(result: Result) -> dict[str, str]:
+    """Of a browser that opens pages on a year of Gold."""
+    rows = [
+        [f"`{page}`", *(f"{figure(took):.2f}" for figure in (statistics.median, min, max))]
+        for page, took in result["seconds"].items()
+    ]
+    named = {f"dashboard_{name}": f"{result[name]:,}" for name in ("sensors", "days")}
+    return {"dashboard_year": table("page | median, s | shortest | longest", rows), **named}
+
+
 def tables(results: dict[str, Result]) -> dict[str, str]:
     """All of those that there are results of."""
     found: dict[str, str] = {}
@@ -150,4 +181,6 @@ MADE: dict[str, Callable[[Result], dict[str, str]]] = {
     "soak": soak,
     "scale": scale,
     "engine": engine,
+    "dashboard": dashboard,
+    "dashboard_year": dashboard_year,
 }
