@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from apps.demo import STAGES
+from apps.demo import FIRST, STAGES
 from apps.local import is_free
 from pipeline.settings import Settings
 from pipeline.stage import PORTS
@@ -147,11 +147,11 @@ def test_a_stage_that_dies_ends_the_demo_with_its_last_lines(tmp_path: Path, off
 def test_a_demo_that_is_killed_takes_everything_with_it(tmp_path: Path, offset: int) -> None:
     with demo(tmp_path, offset) as (process, printed):
 
-        def last() -> psutil.Process | None:
+        def last_of_the_first() -> psutil.Process | None:
             assert process.poll() is None, printed.read_text()
-            return stage(process, STAGES[-1])
+            return stage(process, FIRST[-1])
 
-        until(last, "the last stage", 60)
+        until(last_of_the_first, f"the stage {FIRST[-1]}", 60)
         family = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.wait()
