@@ -166,7 +166,8 @@ def held(stage: str, point: str) -> Inject:
         settled(world, stage, REPLICAS[stage])
         worker = some(world, stage, dice)
         before = worker.told("maximum poll interval")
-        planned(world, worker, point, f"hold:{MAX_POLL_MS / 1000 + 5}")
+        # Not in a flush on a revoke, which has a thread of its own: the client is polled meanwhile.
+        planned(world, worker, f"{point}@main", f"hold:{MAX_POLL_MS / 1000 + 5}")
         until(lambda: worker.told("maximum poll interval") > before, f"{stage} is told that it was late", PATIENCE_S)
 
     return inject

@@ -177,7 +177,8 @@ def reached(point: str, plan: Path) -> None:
     try:
         wanted, action = plan.read_text().split()
         wanted, _, only = wanted.partition("@")
-        if wanted != point or (only == "revoke" and threading.current_thread() is threading.main_thread()):
+        in_main = threading.current_thread() is threading.main_thread()
+        if wanted != point or (only == "revoke" and in_main) or (only == "main" and not in_main):
             return
         plan.unlink()
     except FileNotFoundError:
