@@ -273,8 +273,9 @@ def state_lost(point: str) -> Inject:
 
     def inject(world: World, dice: random.Random) -> None:
         worker = world.worker("silver")
+        planned(world, worker, point, "kill")  # until then it is started again, whatever else ends it
         worker.wanted = False
-        planned(world, worker, point, "kill")
+        worker.signal(signal.SIGKILL)
         until(lambda: not worker.alive, "silver is gone", PATIENCE_S)
         selector = pyarrow.fs.FileSelector(f"{world.bucket_path}/_state/silver", allow_not_found=True)
         for each in world.files.get_file_info(selector):
