@@ -16,6 +16,7 @@ __all__ = [
     "BaseSink",
     "ConnectionConfig",
     "Consumer",
+    "DbClosedError",
     "KafkaBrokerUnavailableError",
     "PartitionAssignmentError",
     "Producer",
@@ -61,6 +62,7 @@ try:
     from quixstreams.kafka.exceptions import BaseKafkaException, KafkaBrokerUnavailableError
     from quixstreams.models.serializers import Serializer
     from quixstreams.sinks import BaseSink, SinkBackpressureError
+    from rocksdict import DbClosedError
 finally:
     sys.meta_path.remove(_without_them)
     for _name in [name for name, module in sys.modules.items() if isinstance(module, _Empty)]:

@@ -13,10 +13,11 @@ from pipeline.broker import kafka_errors
 from pipeline.broker.quix import (
     Application,
     BaseKafkaException,
+    DbClosedError,
     KafkaBrokerUnavailableError,
     PartitionAssignmentError,
 )
-from pipeline.errors import PipelineError, Unreachable
+from pipeline.errors import Conflict, PipelineError, Unreachable
 from pipeline.settings import Settings
 from pipeline.stage import Stage, retrying
 
@@ -117,6 +118,12 @@ def _translated(settings: Settings) -> Iterator[None]:
             raise KafkaException(error.error) from error
         except PartitionAssignmentError as error:
             raise error.__cause__ or error from error
+        except DbClosedError as error:  # Quix closes the stores of lost partitions, and goes on with its checkpoint
+            raise Conflict(
+                f"Kafka at {settings.kafka.bootstrap_servers} gave our partitions to others amid our work: "
+                "their state is closed here.",
+                "A new process reads on from the last commit.",
+            ) from error
         except KafkaBrokerUnavailableError as error:
             raise Unreachable(
                 f"Kafka at {settings.kafka.bootstrap_servers} did not answer for {settings.retry_s:g} s.",

@@ -11,7 +11,8 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from pipeline.broker import stream
-from pipeline.errors import NotSetUp, Unreachable
+from pipeline.broker.quix import DbClosedError
+from pipeline.errors import Conflict, NotSetUp, Unreachable
 from pipeline.settings import Observability, Settings
 from pipeline.stage import Stage, running
 
@@ -52,6 +53,17 @@ def test_what_lasts_is_told_as_an_error_of_ours(stage: Stage, code: int, told: t
         stream.run(make, SETTINGS, stage, stream.Membership(SETTINGS), lambda: True)
 
 
+def test_state_that_was_closed_with_lost_partitions_is_trouble_that_passes(stage: Stage) -> None:
+    """detect ended with a traceback of the store, after a broker that was gone for longer than its session."""
+
+    def lost() -> None:
+        raise DbClosedError("DB instance already closed")
+
+    app = SimpleNamespace(run=lost, stop=lambda: None)
+    with pytest.raises(Conflict, match="gave our partitions to others"):
+        stream.run(lambda: app, SETTINGS, stage, stream.Membership(SETTINGS), lambda: False)
+
+
 def statistics(join_state: str) -> str:
     return json.dumps({"name": "rdkafka#consumer-1", "cgrp": {"join_state": join_state, "state": "up"}})
 
@@ -90,4 +102,4 @@ def test_a_stage_whose_client_stays_outside_ends_as_trouble_that_passes(stage: S
 
     app = SimpleNamespace(run=turning, stop=ended.set)
     with pytest.raises(Unreachable, match="no place in the consumer group"):
-        stream.run(lambda: app, SETTINGS, stage, membership, lambda: False)  # type: ignore[arg-type,return-value]
+        stream.run(lambda: app, SETTINGS, stage, membership, lambda: False)
