@@ -107,14 +107,14 @@ def _translate(settings: Settings, doing: str, error: KafkaError) -> PipelineErr
             f"{where}: another process of the same stage took the place of this one: {error.str()}",
             "Run one process for each instance name; further ones need PIPELINE_KAFKA__INSTANCE set to another.",
         )
+    if code in _FENCED or error.txn_requires_abort():
+        return Conflict(f"{where}: could not {doing}, another instance took over: {error.str()}")
     if code == KafkaError._FATAL or error.fatal():
         return Conflict(
             f"{where}: could not {doing}, and the client cannot go on: {error.str()}",
             "The broker knows it no longer, or another process has its instance name (PIPELINE_KAFKA__INSTANCE). A "
             "new process reads on from the last commit.",
         )
-    if code in _FENCED or error.txn_requires_abort():
-        return Conflict(f"{where}: could not {doing}, another instance took over: {error.str()}")
     if code in _SILENT or error.retriable():
         return Unreachable(
             f"{where} did not answer in {settings.kafka.timeout_s:g} s: could not {doing}: {error.str()}",

@@ -16,6 +16,7 @@ from pipeline import settings as config
 from pipeline.errors import AccessDenied, BadInput, ContractBroken, NotSetUp, PipelineError, Unreachable
 from pipeline.warehouse.errors import translated
 from pipeline.warehouse.redshift import Credentials, Redshift
+from pipeline.warehouse.session import Session
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 SERVERLESS = config.Warehouse(dialect="redshift", host="wg.example", port=5439, database="dev", workgroup="fleet")
@@ -81,15 +82,15 @@ def test_a_session_is_over_verified_tls_and_binds_nothing_on_the_server(
     opened: dict[str, Any] = {}
     ran: list[str] = []
 
-    class Session:
+    class Opened:
         def execute(self, statement: str) -> None:
             ran.append(statement)
 
-    def connect(**given: Any) -> Session:
+    def connect(**given: Any) -> Opened:
         opened.update(given)
-        return Session()
+        return Opened()
 
-    monkeypatch.setattr(psycopg, "connect", connect)
+    monkeypatch.setattr(Session, "connect", connect)
     Redshift(SERVERLESS.model_copy(update={"ca_file": ca_file}), None).connect()
     expected = {
         "host": "wg.example",
