@@ -39,7 +39,7 @@ def draw(found: pl.DataFrame, windows: Sequence[Window], path: Path) -> None:
 def _panel(axes: Axes, own: pl.DataFrame, windows: Sequence[Window], sensor: str) -> None:
     for window in windows:
         span = window.start, window.end
-        axes.axvspan(*span, color="#f4c95d", alpha=0.35, lw=0, label="labelled window")  # type: ignore[arg-type]
+        axes.axvspan(*span, color="#f4c95d", alpha=0.35, lw=0, label="labelled window")  # type: ignore[arg-type]  # takes times, too
     in_time = own.sort("timestamp")
     axes.plot(in_time["timestamp"], in_time["value"], color="#555555", lw=0.6, label="value")
     flagged = own.filter("is_anomaly").with_columns(rule=pl.col("anomaly_rules").list.first())
@@ -53,6 +53,6 @@ def _panel(axes: Axes, own: pl.DataFrame, windows: Sequence[Window], sensor: str
     axes.set_title(title, loc="left", fontsize=10)
     axes.set_ylabel(own["unit"][0])
     axes.margins(x=0.01)
-    locator = AutoDateLocator()  # type: ignore[no-untyped-call]
+    locator = AutoDateLocator()  # type: ignore[no-untyped-call]  # matplotlib's dates have no types
     axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]  # as above

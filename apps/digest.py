@@ -14,7 +14,7 @@ import typer
 from apps import notify
 from apps.breaches import breaches
 from apps.keeping import collect
-from apps.monitor_lake import LAYERS, newest_commit, newest_event
+from apps.monitor_lake import LAYERS
 from apps.notes import note
 from contracts.registry import load_registry
 from contracts.tables import (
@@ -29,6 +29,7 @@ from contracts.tables import (
 from pipeline.core.aggregate import FIVE_MINUTES
 from pipeline.errors import BadInput, NotSetUp, PipelineError
 from pipeline.lake.delta import Lake
+from pipeline.lake.logged import committed_at, data_files, newest
 from pipeline.monitoring.digest import Digest, Group, Hour, Layer, Sensor, slack, subject, text
 from pipeline.monitoring.digest_page import page
 from pipeline.monitoring.notes import digest_row
@@ -191,6 +192,6 @@ def _rows(lake: Lake, table: Table, day: date) -> pl.LazyFrame:
 def _layer(lake: Lake, name: str, table: Table, column: str) -> Layer:
     try:
         opened = lake.open(table)
-        return Layer(name, newest_event(opened, column), newest_commit(opened))
+        return Layer(name, newest(data_files(opened), column), committed_at(opened))
     except NotSetUp:
         return Layer(name, None, None)

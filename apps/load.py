@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, date, datetime
 from functools import partial
+from typing import TypeVar
 
 import polars as pl
 import typer
@@ -25,6 +26,8 @@ from pipeline.warehouse import migrations, plan
 from pipeline.warehouse.facts import Job, Warehouse
 from pipeline.warehouse.plan import EVERYTHING, Loaded, Scope
 from pipeline.warehouse.redshift import Files
+
+T = TypeVar("T")
 
 GRIDS = {
     "window_start": Grid("window_start", aggregate.FIVE_MINUTES),
@@ -67,14 +70,18 @@ def once(
         for fact in facts:
             job = partial(loader.plan, fact, refresh=full_refresh is not None, since=since)
             if dry_run:
-                typer.echo(retrying(settings, f"plan {fact.name}", lambda j=job: loader.preview(j())))  # type: ignore[misc]
+                typer.echo(retrying(settings, f"plan {fact.name}", partial(_then, loader.preview, job)))
                 continue
             if not full_refresh:
                 retrying(settings, f"load {fact.name}", partial(loader.load, fact))
             rows = 0
             if full_refresh or since:
-                rows = retrying(settings, f"load {fact.name}", lambda j=job: loader.work(j()))  # type: ignore[misc]
+                rows = retrying(settings, f"load {fact.name}", partial(_then, loader.work, job))
             typer.echo(f"{fact.name}: {rows:,} rows loaded again")
+
+
+def _then(do: Callable[[Job], T], planned: Callable[[], Job]) -> T:
+    return do(planned())
 
 
 def _fact(name: str) -> Fact:

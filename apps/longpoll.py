@@ -68,7 +68,7 @@ async def answers(broker: Reader, writer: Writer, asked: dict[int, int], port: i
         if api_key in ADDRESSED:
             answer = answer.replace(theirs, ours)
         elif api_key == FETCH and len(answer) < SMALL:
-            await asyncio.sleep(HELD_S)
+            await asyncio.sleep(HELD_S)  # what this module is for
         writer.write(struct.pack(">i", len(answer)) + answer)
         await writer.drain()
 

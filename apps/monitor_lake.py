@@ -3,11 +3,10 @@
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 
 import polars as pl
-from deltalake import DeltaTable
 from prometheus_client import Gauge
 
 from apps.monitor_round import Round, Tables
@@ -27,6 +26,7 @@ from contracts.tables import (
 )
 from pipeline import metrics
 from pipeline.errors import NotSetUp
+from pipeline.lake import logged
 from pipeline.lake.delta import translated
 from pipeline.lake.layout import scan
 from pipeline.lake.upkeep import READERS, log_entries
@@ -107,8 +107,7 @@ class LakeWatch:
         for layer, (table, column) in LAYERS.items():
             freshness, age = metrics.FRESHNESS.labels(layer=layer), metrics.COMMIT_AGE.labels(layer=layer)
             with self._round.asking("lake", layer, freshness, age):
-                opened = self._tables.open(table)
-                freshness.set(since(newest_event(opened, column), self._round.now))
+                freshness.set(since(logged.newest(self._tables.files(table), column), self._round.now))
                 age.set(since(self._tables.committed_at(table), self._round.now))
 
     def _look_at_tables(self) -> None:
@@ -119,11 +118,9 @@ class LakeWatch:
                 for each in (metrics.TABLE_FILES, metrics.TABLE_BYTES, metrics.TABLE_ROWS, metrics.TABLE_VERSION)
             ]
             with self._round.asking("lake", f"size of {table.path}", *gauges):
-                opened = self._tables.open(table)
-                with translated(f"read the log of {opened.table_uri}"):
-                    files = pl.DataFrame(opened.get_add_actions(flatten=True))
+                files, version = self._tables.files(table), self._tables.open(table).version()
                 rows[table] = int(files["num_records"].sum())
-                sizes = len(files), int(files["size_bytes"].sum()), rows[table], opened.version()
+                sizes = len(files), int(files["size_bytes"].sum()), rows[table], version
                 for gauge, size in zip(gauges, sizes, strict=True):
                     gauge.set(size)
             self._look_at_readers(table)
@@ -224,17 +221,3 @@ class LakeWatch:
 def since(moment: datetime | None, now: datetime) -> float:
     """Seconds; NaN where there is no such moment."""
     return (now - moment).total_seconds() if moment else math.nan
-
-
-def newest_event(table: DeltaTable, column: str) -> datetime | None:
-    """Newest value of a time column, from the statistics in the log alone. None where there are no rows."""
-    with translated(f"read the log of {table.table_uri}"):
-        actions = table.get_add_actions(flatten=True)
-    newest = [value for value in actions.column(f"max.{column}").to_pylist() if value is not None]
-    return max(newest) if newest else None
-
-
-def newest_commit(table: DeltaTable) -> datetime:
-    """Time of the newest commit."""
-    with translated(f"read the log of {table.table_uri}"):
-        return datetime.fromtimestamp(table.history(1)[0]["timestamp"] / 1000, UTC)

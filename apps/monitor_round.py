@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
+import polars as pl
 from deltalake import DeltaTable
 from prometheus_client import Gauge
 
@@ -13,6 +14,7 @@ from contracts.tables import Table
 from pipeline import metrics
 from pipeline.errors import NotSetUp, PipelineError, Unreachable
 from pipeline.lake.delta import Lake, translated
+from pipeline.lake.logged import data_files
 from pipeline.lake.transactions import Transactions
 from pipeline.monitoring.stall import Stall, seen
 
@@ -99,6 +101,8 @@ class Tables:
         self._opened: dict[str, tuple[DeltaTable, datetime, datetime]] = {}
         """Table, when it was opened, and the round that it is of."""
         self._transactions: dict[str, Transactions] = {}
+        self._files: dict[str, tuple[tuple[str, int], pl.DataFrame]] = {}
+        """Identity and version of the table, and its data files then."""
 
     def open(self, table: Table) -> DeltaTable:
         """As the lake does."""
@@ -112,6 +116,14 @@ class Tables:
             known = known[0], known[1], now
         self._opened[table.path] = known
         return known[0]
+
+    def files(self, table: Table) -> pl.DataFrame:
+        """Its data files, as `pipeline.lake.logged` has them. Raises as `open`."""
+        opened = self.open(table)
+        of = str(opened.metadata().id), opened.version()
+        if table.path not in self._files or self._files[table.path][0] != of:
+            self._files[table.path] = of, data_files(opened)
+        return self._files[table.path][1]
 
     def transactions(self, table: Table) -> Mapping[str, int]:
         """App id -> version, of all its transactions. Raises as `open`."""

@@ -9,8 +9,9 @@ import typer
 from apps.keeping import collect
 from contracts.tables import Table
 from pipeline.errors import NotSetUp, PipelineError
-from pipeline.lake.delta import Lake, append, translated
+from pipeline.lake.delta import Lake, append
 from pipeline.lake.layout import scan
+from pipeline.lake.logged import data_files
 
 
 def note(lake: Lake, table: Table, row: pl.DataFrame) -> None:
@@ -30,8 +31,7 @@ def newest(lake: Lake, table: Table, days: int) -> pl.DataFrame:
         opened = lake.open(table)
     except NotSetUp:
         return pl.DataFrame(schema=table.schema)
-    with translated(f"read the log of {opened.table_uri}"):
-        written = pl.DataFrame(opened.get_add_actions(flatten=True))
+    written = data_files(opened)
     if written.is_empty():
         return pl.DataFrame(schema=table.schema)
     last = cast(date, written[f"partition.{table.partition_by}"].max())

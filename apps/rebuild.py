@@ -32,7 +32,7 @@ from apps.silver import Silver, Tables
 from contracts.registry import Registry, load_registry
 from contracts.tables import SILVER_QUARANTINE, SILVER_READINGS, Rule
 from pipeline.core.refine import State
-from pipeline.engine import Beat, Engine, Here
+from pipeline.engine import HERE, Beat, Engine
 from pipeline.errors import BadInput, PipelineError, TerminalError
 from pipeline.gold.recompute import Recomputed, recompute
 from pipeline.lake.delta import Lake, translated
@@ -46,8 +46,6 @@ from pipeline.silver.rebuild import Differences
 from pipeline.silver.retrace import Piece, retraced
 from pipeline.silver.statestore import bucket_of
 from pipeline.stage import retrying
-
-HERE = Here()
 
 HOLD = timedelta(seconds=60)
 LONGEST_HOLD = timedelta(minutes=10)

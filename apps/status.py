@@ -63,7 +63,7 @@ def run(settings: Settings, *, as_json: bool, watch: bool) -> int:
         with Live(screen(found), console=console, auto_refresh=False) as live:
             try:
                 while True:
-                    time.sleep(_EVERY_S)
+                    time.sleep(_EVERY_S)  # until the next look
                     found = observer.look(datetime.now(UTC))
                     live.update(screen(found), refresh=True)
             except KeyboardInterrupt:

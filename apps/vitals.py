@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import msgspec
-import polars as pl
 import psycopg
 from confluent_kafka import TopicPartition
 from prometheus_client import REGISTRY, Metric
@@ -28,6 +27,7 @@ from contracts.wire import Anomaly
 from pipeline.broker import kafka
 from pipeline.errors import PipelineError
 from pipeline.lake.delta import Lake
+from pipeline.lake.logged import data_files
 from pipeline.settings import Settings
 from pipeline.warehouse import facts as warehouse
 
@@ -131,10 +131,10 @@ class Observer:
 
     def _rows(self, table: Table) -> int | None:
         try:
-            files = self._lake.open(table).get_add_actions(flatten=True)
+            files = data_files(self._lake.open(table))
         except PipelineError:
             return None
-        return int(pl.DataFrame(files)["num_records"].sum())
+        return int(files["num_records"].sum())
 
     def _warehouse_rows(self) -> int | None:
         try:

@@ -35,6 +35,7 @@ from pipeline.core.refine import prepare
 from pipeline.errors import NotSetUp
 from pipeline.lake import upkeep
 from pipeline.lake.delta import Lake
+from pipeline.lake.logged import data_files
 from pipeline.lake.sink import Decoded, DeltaSink, Message
 from pipeline.settings import Lake as LakeSettings
 from pipeline.settings import Settings
@@ -81,6 +82,11 @@ def decoded(start: datetime, messages: Sequence[Message], now: datetime) -> Deco
         ingest_date=pl.lit(now.date()),
     )
     return Decoded(frame.select(BRONZE_READINGS.schema.names()).cast(dict(BRONZE_READINGS.schema)))
+
+
+def fullest_day(files: pl.DataFrame, table: Table) -> int:
+    """How many of a table's data files its fullest day has."""
+    return 0 if files.is_empty() else files.group_by(f"partition.{table.partition_by}").len()["len"].max()
 
 
 class Gate:
@@ -199,11 +205,8 @@ class Soak:
                 self.compactions.append((time.monotonic() - began, done.files_before))
 
     def _look(self, table: Table) -> None:
-        days = (
-            self.lake.open(table).get_add_actions(flatten=True).column(f"partition.{table.partition_by}").to_pylist()
-        )
         seen = {
-            "files_a_day": max(map(days.count, set(days)), default=0),
+            "files_a_day": fullest_day(data_files(self.lake.open(table)), table),
             "log_entries": upkeep.log_entries(self.lake, table),
         }
         before = self.most.setdefault(table.path, dict.fromkeys(seen, 0))

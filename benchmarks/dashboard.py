@@ -101,7 +101,7 @@ class Viewer:
             if self._page == "trends":
                 now = dice.choice([name for name in RANGES if name != now])
                 await self._press(buttons, now)
-            await asyncio.sleep(THINK_S * (0.5 + dice.random()))
+            await asyncio.sleep(THINK_S * (0.5 + dice.random()))  # a viewer looks at it
 
     async def _press(self, buttons: tuple[str, list[str]], name: str) -> None:
         model, labels = buttons
@@ -213,7 +213,7 @@ async def soak(url: str, server: psutil.Process, viewers: int, minutes: float, s
 
     async def weigh() -> None:
         while time.monotonic() < end:
-            await asyncio.sleep(min(5.0, max(0.0, end - time.monotonic())))
+            await asyncio.sleep(min(5.0, max(0.0, end - time.monotonic())))  # between two weighings
             memory.append(_mb(server))
 
     cpu = server.cpu_times()

@@ -212,7 +212,7 @@ def measured(sites: list[Site], messages: list[list[tuple[str, bytes | None]]]) 
     for site in sites:
         site.loader.close()
         site.open()
-        site.measure("start: all stages, with nothing new", lambda each=site: _started(each))  # type: ignore[misc]
+        site.measure("start: all stages, with nothing new", lambda each=site: _started(each))
 
 
 def _started(site: Site) -> None:

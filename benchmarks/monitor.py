@@ -60,7 +60,7 @@ def profiled(stack: Stack, rounds: int) -> None:
         monitor.measure(datetime.now(UTC))
         profile, took = cProfile.Profile(time.process_time), []
         for _ in range(rounds):
-            time.sleep(stack.settings.monitor.interval_s)
+            time.sleep(stack.settings.monitor.interval_s)  # as monitor waits between two rounds
             before = time.process_time()
             profile.runcall(monitor.measure, datetime.now(UTC))
             took.append(time.process_time() - before)
@@ -81,7 +81,7 @@ def measured(stack: Stack, seconds: float) -> dict[str, float]:
         seen = scrape(HOST, stack.ports["monitor"])
         assert seen is not None
         samples = sum(map(len, seen.values()))
-        time.sleep(min(left, SCRAPED_EVERY_S))
+        time.sleep(min(left, SCRAPED_EVERY_S))  # as Prometheus does
     cpu_s, took_s = used() - before, time.monotonic() - began
     return {
         "seconds": round(took_s, 1),

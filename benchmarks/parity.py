@@ -45,7 +45,7 @@ def run(settings: Settings, directory: Path, readings: int, kills: int) -> None:
         running["simulate"] = send
         for kill in range(kills):
             goal = readings * (kill + 1) // (kills + 2)
-            processes.until(lambda goal=goal: _raw(settings) >= goal, f"{goal:,} messages", WITHIN_S)  # type: ignore[misc]
+            processes.until(lambda goal=goal: _raw(settings) >= goal, f"{goal:,} messages", WITHIN_S)
             running["detect"].kill()
             running["detect"].wait()
             if kill == kills // 2:
@@ -54,7 +54,7 @@ def run(settings: Settings, directory: Path, readings: int, kills: int) -> None:
         assert send.wait(WITHIN_S) == 0, (directory / "simulate.log").read_text()
         _send_again(settings)
         for stage, topic in (("ingest", kafka.RAW), ("detect", kafka.READINGS)):
-            processes.until(lambda s=stage, t=topic: _drained(settings, s, t), f"{stage} has read all", WITHIN_S)  # type: ignore[misc]
+            processes.until(lambda s=stage, t=topic: _drained(settings, s, t), f"{stage} has read all", WITHIN_S)
         for process in running.values():
             process.terminate()
             process.wait()

@@ -35,6 +35,7 @@ from tests.services import choose_broker, running_kafka
 FEW = 0.02
 """Share of the messages that come before the others: by then groups are balanced, and code is loaded."""
 SETTLE_S = 5.0
+"""For what starts leave behind them, which would be counted otherwise."""
 SOURCES = {"ingest": kafka.RAW, "detect": kafka.READINGS}
 WITHIN_S = 600.0
 

@@ -36,6 +36,7 @@ from pipeline.broker import kafka
 from pipeline.errors import NotSetUp, TransientError
 from pipeline.lake import upkeep
 from pipeline.lake.delta import Lake
+from pipeline.lake.logged import data_files
 from pipeline.settings import Dashboard, Kafka, Observability, Settings
 from pipeline.settings import Lake as LakeSettings
 from tests.processes import all_ended, call, spawn, succeed, until
@@ -104,8 +105,7 @@ def tables(lake: Lake) -> dict[str, dict[str, int]]:
     for table in TABLES:
         try:
             opened = lake.open(table)
-            actions = opened.get_add_actions(flatten=True)
-            files = actions.column(f"partition.{table.partition_by}").to_pylist()
+            files = data_files(opened)
             entries = upkeep.log_entries(lake, table)
         except (NotSetUp, TransientError):  # not there yet; or vacuumed while it was looked at
             continue
@@ -113,9 +113,9 @@ def tables(lake: Lake) -> dict[str, dict[str, int]]:
             "version": opened.version(),
             "log_entries": entries,
             "files": len(files),
-            "most_files_a_day": max(map(files.count, set(files)), default=0),
-            "rows": sum(actions.column("num_records").to_pylist()),
-            "mb": round(sum(actions.column("size_bytes").to_pylist()) / 1e6, 3),
+            "most_files_a_day": commits.fullest_day(files, table),
+            "rows": files["num_records"].sum(),
+            "mb": round(files["size_bytes"].sum() / 1e6, 3),
         }
     return found
 

@@ -86,7 +86,7 @@ def measured(directory: Path, rows: pl.DataFrame) -> tuple[float, float]:
 
 
 def _patch(validated: Callable[..., Any]) -> None:
-    lakes.validated = validated  # type: ignore[attr-defined]
+    lakes.validated = validated
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 try:
     from yaml import CSafeLoader as _YamlLoader
 except ImportError:  # pragma: no cover - PyYAML built without libyaml: ten times slower, else the same
-    from yaml import SafeLoader as _YamlLoader  # type: ignore[assignment]
+    from yaml import SafeLoader as _YamlLoader  # type: ignore[assignment]  # it has the same methods
 
 ALWAYS, FOR_EVER = -(2**63), 2**63 - 1
 """Times without bound; all times here are microseconds of the epoch."""

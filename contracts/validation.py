@@ -18,7 +18,7 @@ class _NoPandas(MetaPathFinder):
         self,
         fullname: str,
         path: Sequence[str] | None = None,  # noqa: ARG002 - the protocol's arguments
-        target: ModuleType | None = None,  # noqa: ARG002
+        target: ModuleType | None = None,  # noqa: ARG002 - as above
     ) -> ModuleSpec | None:
         if fullname == "pandas":
             raise ModuleNotFoundError("No module named 'pandas'", name=fullname)

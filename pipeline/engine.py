@@ -43,6 +43,9 @@ class Here:
         return (work(part, beat) for part in parts)
 
 
+HERE = Here()
+
+
 class Ray:
     """On the cluster that RAY_ADDRESS names, or on one of so many `workers`, on this machine alone, which lasts as
     long as this process.
@@ -93,4 +96,4 @@ def _quietly(work: Callable[[Part, Beat], Made], part: Part) -> Made:
 
 def engine(name: str, workers: int | None = None) -> Engine:
     """`local` or `ray`."""
-    return Ray(workers) if name == "ray" else Here()
+    return Ray(workers) if name == "ray" else HERE

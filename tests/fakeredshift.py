@@ -197,7 +197,7 @@ class _Copy:
                 self._reject(url, name, type, 15004, f"{found.physical_type} {found.logical_type} is not {type}")
             if type == "character varying":
                 longest = frame.to_series(place).str.len_bytes().max()
-                if longest is not None and longest > modifier - 4:  # type: ignore[operator]
+                if longest is not None and longest > modifier - 4:
                     self._reject(url, name, type, 1204, "String length exceeds DDL length")
         frame.columns = [name for name, _, _ in columns]
         frame = frame.with_columns(pl.col(pl.Datetime("us", "UTC")).dt.replace_time_zone(None))

@@ -150,10 +150,7 @@ def tables(store: pyarrow.fs.FileSystem, root: str) -> dict[str, list[Row]]:
 def facts(address: str) -> dict[str, list[Row]]:
     """The warehouse's tables; `address` is libpq's."""
     with psycopg.connect(address, row_factory=dict_row, options="-c timezone=UTC") as connection:
-        return {
-            name: connection.execute(f"SELECT * FROM analytics.fact_{name}").fetchall()  # type: ignore[arg-type]
-            for name in GOLD
-        }
+        return {name: connection.execute(f"SELECT * FROM analytics.fact_{name}").fetchall() for name in GOLD}
 
 
 def _letter(message: Message) -> Letter:

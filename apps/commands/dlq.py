@@ -57,7 +57,7 @@ def replay(
 @app.command("export")
 def export(
     file: Annotated[Path, typer.Argument(help="JSON lines; key, value and headers in Base64.")],
-    reason: Reasons = [],  # noqa: B006
+    reason: Reasons = [],  # noqa: B006 - Typer copies it
     since: Since = None,
 ) -> None:
     """Write them to a file."""

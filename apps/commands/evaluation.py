@@ -14,14 +14,14 @@ app = typer.Typer()
 def detect_eval(
     file: Annotated[Path, typer.Argument(help="CSV file (gzip too), as for simulate --replay-csv.")],
     labels: Annotated[Path, typer.Option(help="JSON: the anomalies' windows by series, as NAB has them.")],
-    mapping: Annotated[list[str], typer.Option("--map", metavar="FIELD=COLUMN", help="Repeatable.")] = [],  # noqa: B006
+    mapping: Annotated[list[str], typer.Option("--map", metavar="FIELD=COLUMN", help="Repeatable.")] = [],  # noqa: B006 - Typer copies it
     sensor_id: Annotated[str | None, typer.Option(help="Of every row of the file.")] = None,
     sensor_type: Annotated[str | None, typer.Option(help="Of every row of the file.")] = None,
     location: Annotated[str | None, typer.Option(help="Of every row of the file.")] = None,
     unit: Annotated[str | None, typer.Option(help="Of every row of the file.")] = None,
     series: Annotated[
         list[str], typer.Option(metavar="NAME=SENSOR", help="Whose a series of the labels is. Repeatable.")
-    ] = [],  # noqa: B006
+    ] = [],  # noqa: B006 - Typer copies it
     plot: Annotated[Path | None, typer.Option(help="Save a picture: series, windows, flags.")] = None,
     as_json: Json = False,
 ) -> None:

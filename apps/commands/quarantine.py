@@ -30,7 +30,7 @@ def list_(rule: Rules = [], since: Since = None, as_json: Json = False) -> None:
 
 @app.command("show")
 def show(
-    rule: Rules = [],  # noqa: B006
+    rule: Rules = [],  # noqa: B006 - Typer copies it
     since: Since = None,
     sensor: Annotated[str | None, typer.Option(help="Only those of this sensor.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Readings to show at most, the newest first.")] = 20,
@@ -44,7 +44,7 @@ def show(
 
 
 @app.command("release")
-def release(rule: Rules = [], since: Since = None, dry_run: DryRun = False, as_json: Json = False) -> None:  # noqa: B006
+def release(rule: Rules = [], since: Since = None, dry_run: DryRun = False, as_json: Json = False) -> None:  # noqa: B006 - Typer copies it
     """Bring into Silver what passes now, after a correction.
 
     Rebuilds the sensors concerned from the first such day on: scores become those of a build from scratch.

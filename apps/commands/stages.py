@@ -25,7 +25,7 @@ def simulate(
         datetime | None, typer.Option(help="Event time of the first reading (UTC); default: now.")
     ] = None,
     replay_csv: Annotated[Path | None, typer.Option(help="Send this CSV file (gzip too), not a fleet.")] = None,
-    mapping: Annotated[list[str], typer.Option("--map", metavar="FIELD=COLUMN", help="Repeatable.")] = [],  # noqa: B006
+    mapping: Annotated[list[str], typer.Option("--map", metavar="FIELD=COLUMN", help="Repeatable.")] = [],  # noqa: B006 - Typer copies it
     sensor_id: Annotated[str | None, typer.Option(help="Of every row of the file.")] = None,
     sensor_type: Annotated[str | None, typer.Option(help="Of every row of the file.")] = None,
     location: Annotated[str | None, typer.Option(help="Of every row of the file.")] = None,

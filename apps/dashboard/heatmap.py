@@ -152,7 +152,7 @@ class Heatmap:
         rows = cells.rows.filter(pl.col("value").is_not_null())
         percents = metric in (Metric.RATE, Metric.HEALTH)
         values = rows["value"] * (100 if percents else 1)
-        low, high = (float(values.min() or 0), float(values.max() or 0)) if len(values) else (0.0, 1.0)  # type: ignore[arg-type]
+        low, high = (float(values.min() or 0), float(values.max() or 0)) if len(values) else (0.0, 1.0)  # type: ignore[arg-type]  # they are numbers
         if metric in (Metric.RATE, Metric.ANOMALIES):
             low = 0.0
         if metric is Metric.HEALTH:

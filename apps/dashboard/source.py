@@ -14,6 +14,7 @@ from deltalake.exceptions import DeltaError
 from contracts.registry import Registry, load_registry
 from contracts.tables import GOLD_SENSOR_5MIN, Table
 from pipeline.errors import NotSetUp, Unreachable
+from pipeline.lake import logged
 from pipeline.lake.delta import Lake, translated
 from pipeline.lake.layout import scan
 from pipeline.settings import Settings
@@ -86,24 +87,16 @@ class Source:
     def files(self, table: Table) -> pl.DataFrame:
         """A row for each data file, with its statistics, as delta-rs flattens them; empty where there is no table."""
         opened = self.table(table)
-        if opened is None:
-            return pl.DataFrame()
-        with translated("read the log"):
-            return pl.DataFrame(opened.get_add_actions(flatten=True))
+        return pl.DataFrame() if opened is None else logged.data_files(opened)
 
     def newest(self, table: Table, column: str) -> datetime | None:
         """Newest value of a time column, from the statistics in the log alone."""
-        files = self.files(table)
-        newest = None if files.is_empty() else files[f"max.{column}"].max()
-        return newest if isinstance(newest, datetime) else None
+        return logged.newest(self.files(table), column)
 
     def committed(self, table: Table) -> datetime | None:
         """When the newest commit was made."""
         opened = self.table(table)
-        if opened is None:
-            return None
-        with translated("read the log"):
-            return datetime.fromtimestamp(opened.history(1)[0]["timestamp"] / 1000, UTC)
+        return None if opened is None else logged.committed_at(opened)
 
     def daily(self, start: datetime, end: datetime) -> pl.DataFrame:
         """gold/sensor_5min by series and day (UTC) of [start, end): sensor_id, sensor_type, location, start, count,

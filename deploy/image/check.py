@@ -46,7 +46,7 @@ def serving(image: str, settings: dict[str, str], stage: str) -> None:
         while not answers(f"http://127.0.0.1:{port}/readyz"):
             if time.monotonic() > end:
                 sys.exit(f"{stage} was not ready within two minutes.")
-            time.sleep(0.2)
+            time.sleep(0.2)  # between two looks
         subprocess.run(["docker", "stop", "--time", "30", container], check=True, capture_output=True)
         asked = ["docker", "inspect", "--format", "{{.State.ExitCode}}", container]
         code = subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()

@@ -85,7 +85,7 @@ class Server:
                     sys.exit(
                         f"The API server was not ready within two minutes:\n{self._log('kube-apiserver')[-3000:]}"
                     )
-                time.sleep(0.5)
+                time.sleep(0.5)  # between two looks
             self._running = starting.pop_all()
         return self
 

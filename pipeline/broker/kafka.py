@@ -294,7 +294,7 @@ def check(settings: Settings) -> dict[str, int]:
     """
     seen: list[KafkaError] = []
     with translated(settings, "list the topics", seen):
-        admin = _admin(settings, seen.append)
+        admin = admin_client(settings, seen.append)
         try:
             return partition_counts(settings, admin)
         finally:
@@ -314,10 +314,6 @@ def topic_id(settings: Settings, name: str) -> str | None:
 
 def admin_client(settings: Settings, on_error: Callable[[KafkaError], None] = _on_error) -> AdminClient:
     """A client that asks the brokers. To be held while an answer is awaited: it never comes otherwise."""
-    return _admin(settings, on_error)
-
-
-def _admin(settings: Settings, on_error: Callable[[KafkaError], None]) -> AdminClient:
     options = client(settings)
     admin = AdminClient({**options, "error_cb": on_error}, logger=log)
     if "oauth_cb" in options:

@@ -4,7 +4,6 @@ Topics are named without the prefix.
 """
 
 import logging
-import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -44,7 +43,7 @@ def end_offsets_past(settings: Settings, name: str, places: Mapping[int, int]) -
         ends = end_offsets(settings, name)
         if all(ends.get(partition, at) >= at for partition, at in places.items()) or time.monotonic() > end:
             return ends
-        time.sleep(0.2)
+        time.sleep(0.2)  # nothing announces that the broker has settled
 
 
 def low_offsets(settings: Settings, name: str) -> dict[int, int]:
@@ -52,14 +51,10 @@ def low_offsets(settings: Settings, name: str) -> dict[int, int]:
     return _offsets(settings, name, OffsetSpec.earliest())
 
 
-_LOW_EVERY_S = 60.0
-
-
 class Survey:
     """Asks for offsets again and again with one client, since to make one costs more than to ask.
 
-    After an error the next question is asked with a new one. Low watermarks, which retention moves, are asked for
-    once a minute, and where an end is below them: then the topic was made anew.
+    After an error the next question is asked with a new one.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -67,9 +62,6 @@ class Survey:
         self._admin: AdminClient | None = None
         self._seen: list[KafkaError] = []
         """What the client reported beside its answers."""
-        self._low: dict[TopicPartition, int] = {}
-        self._low_at = -math.inf
-        """When they were asked for, of the monotonic clock."""
 
     def watermarks(self, *names: str) -> dict[str, dict[int, tuple[int, int]]]:
         """Low and high watermark of each partition of those of the topics that there are."""

@@ -41,7 +41,7 @@ class _WithoutThem(MetaPathFinder, Loader):
         self,
         fullname: str,
         path: Sequence[str] | None = None,  # noqa: ARG002 - the protocol's arguments
-        target: ModuleType | None = None,  # noqa: ARG002
+        target: ModuleType | None = None,  # noqa: ARG002 - as above
     ) -> ModuleSpec | None:
         left_out = any(fullname == name or fullname.startswith(f"{name}.") for name in _LEFT_OUT)
         return ModuleSpec(fullname, self, is_package=True) if left_out else None

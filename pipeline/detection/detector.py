@@ -109,8 +109,8 @@ class Detector(BaseSink):  # type: ignore[misc]  # Quix has no types
         value: Any,
         key: Any,  # noqa: ARG002 - Quix's signature
         timestamp: int,
-        headers: Any,  # noqa: ARG002
-        topic: str,  # noqa: ARG002
+        headers: Any,  # noqa: ARG002 - as above
+        topic: str,  # noqa: ARG002 - as above
         partition: int,
         offset: int,
     ) -> None:

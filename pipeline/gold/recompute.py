@@ -7,14 +7,12 @@ from functools import partial
 import polars as pl
 from deltalake import DeltaTable
 
-from pipeline.engine import Beat, Engine, Here
+from pipeline.engine import HERE, Beat, Engine
 from pipeline.gold.refresh import Derived, mismatch, require_balanced
 from pipeline.lake import delta as lakes
 from pipeline.lake.delta import Lake, covering, translated
 from pipeline.lake.layout import scan
 from pipeline.lake.windows import Grid, cut
-
-HERE = Here()
 
 
 @dataclass(frozen=True)

@@ -62,11 +62,11 @@ def app_id(topic: str, partition: int) -> str:
 
 def positions(table: DeltaTable, topic: str, partitions: Iterable[int]) -> dict[int, int]:
     """Offset after the last one in the table, of each partition that has any."""
-    last = {partition: progress(table, app_id(topic, partition)) for partition in partitions}
-    return {partition: offset + 1 for partition, offset in last.items() if offset is not None}
+    names = [app_id(topic, partition) for partition in partitions]
+    return positions_in({name: progress(table, name) for name in names}, topic, partitions)
 
 
-def positions_in(transactions: Mapping[str, int], topic: str, partitions: Iterable[int]) -> dict[int, int]:
+def positions_in(transactions: Mapping[str, int | None], topic: str, partitions: Iterable[int]) -> dict[int, int]:
     """The same, of all the table's transactions (pipeline.lake.transactions): cheaper for many partitions."""
     last = {partition: transactions.get(app_id(topic, partition)) for partition in partitions}
     return {partition: offset + 1 for partition, offset in last.items() if offset is not None}

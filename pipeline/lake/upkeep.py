@@ -23,6 +23,7 @@ from contracts.tables import (
 )
 from pipeline.errors import Conflict, HistoryMismatch, NotSetUp
 from pipeline.lake.delta import LOG_RETENTION, Lake, files_as, progress, translated
+from pipeline.lake.logged import data_files
 
 TARGET_BYTES = 128 * 1024 * 1024
 """Size of a file that compaction makes."""
@@ -103,7 +104,7 @@ def compact(lake: Lake, definition: Table, *, many: int = MANY_FILES) -> Compact
 
 def _crowded(table: DeltaTable, definition: Table, many: int) -> list[str]:
     day = f"partition.{definition.partition_by}"
-    files = pl.DataFrame(table.get_add_actions(flatten=True))
+    files = data_files(table)
     small = files.filter(pl.col("size_bytes") < TARGET_BYTES // 2).group_by(day).len()
     return sorted(str(value) for value in small.filter(pl.col("len") >= many)[day])
 

@@ -43,9 +43,9 @@ def read_plain(values: Sequence[bytes | None]) -> Plain:
         joined = b"".join(values)  # type: ignore[arg-type]  # a tombstone is a TypeError
     except TypeError:
         values = [value or b"" for value in values]
-        joined = b"".join(values)  # type: ignore[arg-type]
+        joined = b"".join(values)  # type: ignore[arg-type]  # without them by now
     data = np.frombuffer(joined or b"\0", dtype=np.uint8)
-    ends = np.cumsum(np.fromiter(map(len, values), np.int64, len(values)))  # type: ignore[arg-type]
+    ends = np.cumsum(np.fromiter(map(len, values), np.int64, len(values)))  # type: ignore[arg-type]  # as above
     rows, starts, lengths, at_us, numbers = _read(data, ends)
     columns = {name: _gathered(data, starts[field], lengths[field]) for field, name in enumerate(TEXTS)}
     time = pl.Series(at_us).cast(pl.Datetime("us", "UTC"))

@@ -98,7 +98,7 @@ def kill_at_put(stage: str, part: str, *, arrives: bool) -> Inject:
         came = world.services.requests.arm(matches, act)
         until(came, f"{stage} puts its {part}", PATIENCE_S)
         for worker, before in zip(workers, starts, strict=True):
-            until(lambda w=worker, b=before: back(w, b), f"{stage} is back", PATIENCE_S)  # type: ignore[misc]
+            until(lambda w=worker, b=before: back(w, b), f"{stage} is back", PATIENCE_S)
 
     return inject
 

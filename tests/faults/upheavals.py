@@ -73,7 +73,7 @@ def readings_made_anew(world: World) -> Scenario:
 
     wanted = {place for place, letter in live(world, story).items() if reading_of(letter.value) is not None}
     rows = deltalog.rows(world.files, f"{world.bucket_path}/bronze/readings")
-    found = Counter(Place(row["raw_partition"], row["raw_offset"]) for row in rows)  # type: ignore[arg-type]
+    found = Counter(Place(row["raw_partition"], row["raw_offset"]) for row in rows)
     more = [f"{place} is of the new topic" for place in found.keys() - wanted]
     twice = sum(count > 1 for count in found.values())
     return Scenario(len(wanted), len(rows), len(wanted - found.keys()), twice, more)
@@ -133,7 +133,7 @@ def _do_as_told(world: World, worker: Worker) -> None:
     """Start bronze, and run the commands that it ends with, until it has all readings."""
     while True:
         starts, worker.forgiven, worker.wanted = worker.starts, True, True
-        until(lambda: back(worker, starts) or worker.starts > starts, "bronze starts", PATIENCE_S)  # noqa: B023
+        until(lambda: back(worker, starts) or worker.starts > starts, "bronze starts", PATIENCE_S)  # noqa: B023 - called at once
         worker.wanted = False
         until(lambda: not worker.alive or _complete(world), "bronze ends or works it all off", PATIENCE_S)
         if worker.alive:
@@ -171,7 +171,7 @@ def updated_and_back(world: World) -> Scenario:
         last = world.ends(kafka.READINGS)  # what the next version wrote, the next version has to read
         for stage in ("bronze", "detect"):
             until(
-                lambda s=stage: all(world.read(s, kafka.READINGS).get(at, 0) >= end for at, end in last.items()),  # type: ignore[misc]
+                lambda s=stage: all(world.read(s, kafka.READINGS).get(at, 0) >= end for at, end in last.items()),
                 f"{stage} has read what the next version wrote",
                 PATIENCE_S,
             )
@@ -197,13 +197,13 @@ def _rolled(world: World, stage: str, *, to_next: bool) -> None:
         if worker.of_next_version != to_next:
             worker.of_next_version, starts = to_next, worker.starts
             worker.signal(signal.SIGTERM)
-            until(lambda w=worker, s=starts: back(w, s) and w.working, f"{stage} is back", PATIENCE_S)  # type: ignore[misc]
+            until(lambda w=worker, s=starts: back(w, s) and w.working, f"{stage} is back", PATIENCE_S)
 
 
 def _goes_on(world: World) -> None:
     before = {table: world.version(table) for table in ("bronze/readings", "silver/readings", "gold/sensor_5min")}
     for table, version in before.items():
-        until(lambda t=table, v=version: world.version(t) > v + 3, f"{table} goes on", PATIENCE_S)  # type: ignore[misc]
+        until(lambda t=table, v=version: world.version(t) > v + 3, f"{table} goes on", PATIENCE_S)
 
 
 KILLS = 5
@@ -218,7 +218,7 @@ def transactions_left_open(world: World) -> Scenario:
             worker = begun(world, "ingest")
             worker.wanted = False
             planned(world, worker, "offsets.after", "kill")
-            until(lambda: not worker.alive, "ingest is dead", PATIENCE_S)  # noqa: B023
+            until(lambda: not worker.alive, "ingest is dead", PATIENCE_S)  # noqa: B023 - called at once
             began, past = time.monotonic(), stable(world)
             successor = spawn(worker.settings, world.directory / f"successor-{number}.log", "ingest")
             try:

@@ -72,7 +72,7 @@ def lake(tmp_path: Path) -> Lake:
 
 def rebuilt(world: World, engine: Engine | None = None) -> Rebuilt:
     more = {"engine": engine} if engine else {}
-    return rebuild.silver(world.settings, AFTER, EVERYTHING, dry_run=False, **more)  # type: ignore[arg-type]
+    return rebuild.silver(world.settings, AFTER, EVERYTHING, dry_run=False, **more)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")

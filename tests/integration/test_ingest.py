@@ -438,7 +438,7 @@ def test_killed_at_work_and_started_again_nothing_is_lost_or_twice(settings: Set
         for kills in range(3):
             process = processes(often)
             before = committed(settings)
-            until(lambda: committed(settings) > before + 2000, f"work after {kills} kills", START_S)  # noqa: B023
+            until(lambda: committed(settings) > before + 2000, f"work after {kills} kills", START_S)  # noqa: B023 - called at once
             process.send_signal(signal.SIGKILL)
             process.wait()
     ingest.run(settings, until_caught_up=True)

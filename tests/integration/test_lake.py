@@ -88,7 +88,7 @@ def test_a_missing_bucket_is_an_error_that_says_so_and_is_not_created(
 ) -> None:
     lake = changed(lake_settings, uri="s3://no-such-bucket/x")
     with pytest.raises(NotSetUp, match="bucket") as told:
-        use(lake)  # type: ignore[operator]
+        use(lake)
     said(told.value)
     assert not lake.files().exists("s3://no-such-bucket")
 

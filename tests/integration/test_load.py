@@ -236,10 +236,10 @@ def test_a_loader_that_looked_at_gold_before_another_one_loaded_comes_again(worl
     world.add(2)
     with closing(Loader(world.settings, Lake(world.settings.lake))) as faster:
         load_all(faster)
-    loader._newest = lambda fact: before  # type: ignore[method-assign]  # it is slow: what it saw is old by now
+    loader._newest = lambda fact: before  # it is slow: what it saw is old by now
     with pytest.raises(Conflict, match="another loader"):
         loader.load(SENSORS)
-    loader._newest = seen  # type: ignore[method-assign]
+    loader._newest = seen
     assert loader.load(SENSORS) == 0
     world.assert_warehouse_is_gold()
 

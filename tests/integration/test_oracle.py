@@ -78,7 +78,7 @@ def _repeated(evidence: Evidence) -> dict[str, int]:
 
 
 IN_MEMORY: dict[str, tuple[Spoil, str]] = {
-    "a raw message that nobody has": (lambda e: e.raw.update({Place(0, 10**6): e.raw[Place(0, 0)]}), "lost: 1"),  # type: ignore[attr-defined]
+    "a raw message that nobody has": (lambda e: e.raw.update({Place(0, 10**6): e.raw[Place(0, 0)]}), "lost: 1"),
     "a row of Bronze is gone": (lambda e: e.bronze.pop(), "lost: 1"),
     "a row of Bronze is there twice": (lambda e: e.bronze.append(e.bronze[7]), "twice: 1"),
     "a dead letter is gone": (lambda e: e.dead.pop(), "lost: 1"),

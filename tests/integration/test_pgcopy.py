@@ -46,7 +46,7 @@ Row = tuple[Any, ...]
 @pytest.fixture
 def connection(postgres: config.Warehouse) -> Iterator["psycopg.Connection[Row]"]:
     address = {"host": postgres.host, "port": postgres.port, "user": "postgres", "dbname": postgres.database}
-    with psycopg.connect(**address, autocommit=True) as connection:  # type: ignore[arg-type]
+    with psycopg.connect(**address, autocommit=True) as connection:
         connection.execute("SET timezone TO 'UTC'")
         columns = ", ".join(f"{name} {there}" for name, (_, there, _, _) in COLUMNS.items())
         connection.execute(f"CREATE TEMPORARY TABLE copied (number_of_row serial, {columns})")

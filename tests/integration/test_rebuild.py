@@ -231,7 +231,7 @@ def test_a_release_is_of_what_passes_now_and_a_second_one_does_nothing(world: Wo
     assert (nothing.passing, nothing.rebuilt) == ({}, None)
     dry = world.release(AFTER, rules=["physical_range"], dry_run=True)
     done = world.release(AFTER, rules=["physical_range"])
-    assert dry.passing == done.passing == done.rebuilt.released  # type: ignore[union-attr]
+    assert dry.passing == done.passing == done.rebuilt.released
     assert done.still == {}
     world.assert_balanced()
     again = world.release(AFTER)

@@ -86,7 +86,7 @@ def set_age(path: Path, back: timedelta) -> None:
 
 def clean(lake: Lake, table: Table = BRONZE_READINGS, **options: object) -> upkeep.Vacuumed:
     keep = timedelta(hours=1)
-    return upkeep.vacuum(lake, table, keep=keep, now=datetime.now(UTC), **options)  # type: ignore[arg-type]
+    return upkeep.vacuum(lake, table, keep=keep, now=datetime.now(UTC), **options)
 
 
 BRONZE_READER = upkeep.READERS[BRONZE_READINGS.path][0]

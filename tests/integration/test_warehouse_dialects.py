@@ -277,7 +277,7 @@ def test_two_loaders_at_once_load_each_version_once(world: World) -> None:
     def work() -> list[int]:
         with closing(world.loader()) as loader:
             begin.wait()
-            return [retrying(world.settings, "load", lambda f=fact: loader.load(f)) for fact in FACTS]  # type: ignore[misc]
+            return [retrying(world.settings, "load", lambda f=fact: loader.load(f)) for fact in FACTS]
 
     for round_number in range(2):
         with ThreadPoolExecutor(2) as pool:

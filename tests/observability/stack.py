@@ -16,7 +16,7 @@ from apps.warehouse import init
 from pipeline import settings as config
 from pipeline.broker import kafka
 from pipeline.settings import Settings
-from pipeline.stage import PORTS
+from pipeline.stage import PORTS, port_of
 from tests.faultproxy import FaultProxy
 from tests.observability.check import free_offset
 from tests.processes import all_ended, spawn
@@ -32,7 +32,7 @@ class Stack:
         self.settings = settings
         self.proxy = proxy
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.ports = {name: port + settings.observability.port_offset for name, port in PORTS.items()}
+        self.ports = {name: port_of(name, settings) for name in PORTS}
         self._logs = logs
         self._services = services
 

@@ -114,7 +114,7 @@ names = st.text(max_size=8) | st.sampled_from([*DeadLetterHeader]).map(str) | st
 @example(own=[("dlq.x", b"\xff")])
 @example(own=[("dlq.reason", b"\xff"), ("dlq.offset", None)])
 def test_whatever_headers_a_device_sends_its_dead_letter_is_kept_as_one(own: list[tuple[str, bytes | None]]) -> None:
-    sent = ingest.dead_letter(Raw(own), Dead(0, Reason.NOT_JSON, "not JSON: é"))  # type: ignore[arg-type]
+    sent = ingest.dead_letter(Raw(own), Dead(0, Reason.NOT_JSON, "not JSON: é"))
     letter = Message(sent["partition"], 11, sent["key"], sent["value"], sent["headers"], 0)
     rows, unreadable = bronze.dead_letters([letter], NOW)
     assert unreadable == []
@@ -126,7 +126,7 @@ def test_whatever_headers_a_device_sends_its_dead_letter_is_kept_as_one(own: lis
 
 
 def test_what_lacks_one_of_our_headers_is_no_dead_letter() -> None:
-    sent = ingest.dead_letter(Raw([]), Dead(0, Reason.NOT_JSON, ""))  # type: ignore[arg-type]
+    sent = ingest.dead_letter(Raw([]), Dead(0, Reason.NOT_JSON, ""))
     for left_out in range(7):
         headers = sent["headers"][:left_out] + sent["headers"][left_out + 1 :]
         rows, [(_, why)] = bronze.dead_letters([Message(0, 1, b"k", b"v", headers, 0)], NOW)

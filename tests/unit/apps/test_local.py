@@ -27,7 +27,7 @@ def listener() -> Iterator[socket.socket]:
 
 
 def python(code: str, log: Path, **options: object) -> Process:
-    return Process("A child", [sys.executable, "-c", code], log, **options)  # type: ignore[arg-type]
+    return Process("A child", [sys.executable, "-c", code], log, **options)
 
 
 def printed(child: Process, text: str) -> bool:

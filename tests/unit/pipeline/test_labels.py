@@ -11,7 +11,7 @@ from pipeline.evaluation.labels import read_labels
 SPAN = ["2026-03-01 12:00:00.000000", "2026-03-01 13:00:00"]
 
 
-def windows(content: Any, sensors: list[str] = ["one"], series: dict[str, str] = {}) -> list[Window]:  # noqa: B006
+def windows(content: Any, sensors: list[str] = ["one"], series: dict[str, str] = {}) -> list[Window]:  # noqa: B006 - nobody changes it
     return read_labels(json.dumps(content).encode(), "labels.json", sensors, series)
 
 

@@ -219,4 +219,4 @@ def test_bytes_that_are_no_windows_are_refused(damage: object) -> None:
     windows = LiveWindows(600)
     add(windows, [R(0, 0)])
     with pytest.raises(TerminalError, match="cannot be read"):
-        LiveWindows(600).decode(damage(windows.encode(["a"])))  # type: ignore[operator]
+        LiveWindows(600).decode(damage(windows.encode(["a"])))

@@ -62,8 +62,8 @@ CASES = {
     f"{dialect}_{name}.sql": (dialect, made)
     for dialect in ("postgresql", "redshift")
     for name, made in [
-        *((f"load_{kind}", text(dialect, scope)) for kind, scope in SCOPES.items()),  # type: ignore[arg-type]
-        ("dimension", dimension(dialect)),  # type: ignore[arg-type]
+        *((f"load_{kind}", text(dialect, scope)) for kind, scope in SCOPES.items()),
+        ("dimension", dimension(dialect)),
     ]
 }
 

@@ -56,7 +56,7 @@ def content(lake: Lake, table: Table) -> pl.DataFrame:
 
 def rebuilt(lake: Lake, first: date = FIRST, last: date = SECOND, **given: object) -> dict[str, Recomputed]:
     settings = Settings(lake=lake._settings, gold=config.Job(max_rows=20), retry_s=0.1)
-    return gold(settings, given.get("registry", REGISTRY), first, last, dry_run=bool(given.get("dry_run")))  # type: ignore[arg-type]
+    return gold(settings, given.get("registry", REGISTRY), first, last, dry_run=bool(given.get("dry_run")))
 
 
 def test_unchanged_input_commits_nothing(lake: Lake) -> None:
@@ -109,7 +109,7 @@ def test_where_gold_was_first_it_is_refused(lake: Lake, monkeypatch: pytest.Monk
         more = [Reading("t", "temperature", "north", START, 25.0)]
         lakes.append(lake.open(SILVER_READINGS), SILVER_READINGS, silver(more, len(READINGS)), {"bronze": 2})
         refresh(lake)
-        return cut(*given)  # type: ignore[arg-type]
+        return cut(*given)
 
     monkeypatch.setattr(recomputing, "cut", late)
     with pytest.raises(Conflict):

@@ -272,7 +272,7 @@ rows = st.fixed_dictionaries(
         "sensor_id": names,
         "sensor_type": names.filter(lambda text: text.strip() == text),
         "location": names,
-        "timestamp": st.datetimes(datetime(1970, 1, 1), datetime(9999, 1, 1)).map(lambda t: t.isoformat(" ")),  # noqa: DTZ001
+        "timestamp": st.datetimes(datetime(1970, 1, 1), datetime(9999, 1, 1)).map(lambda t: t.isoformat(" ")),  # noqa: DTZ001 - without a zone
         "value": st.floats(allow_nan=False, allow_infinity=False).map(repr),
         "unit": names.filter(lambda text: text.strip() == text),
     }

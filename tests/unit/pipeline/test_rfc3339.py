@@ -91,7 +91,7 @@ def test_rfc_3339_in_one_column() -> None:
     st.lists(
         st.datetimes(
             min_value=datetime(1, 1, 3),  # noqa: DTZ001 - Hypothesis adds the zone
-            max_value=datetime(9999, 12, 29),  # noqa: DTZ001
+            max_value=datetime(9999, 12, 29),  # noqa: DTZ001 - as above
             timezones=st.builds(lambda m: timezone(timedelta(minutes=m)), st.integers(-1439, 1439)),
         ),
         max_size=10,

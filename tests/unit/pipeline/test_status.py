@@ -45,11 +45,11 @@ def not_well(status: Status) -> list[tuple[str, str, str]]:
 
 
 def staged(name: str, **changes: object) -> Facts:
-    return replace(FACTS, stages={**FACTS.stages, name: replace(WELL, **changes)})  # type: ignore[arg-type]
+    return replace(FACTS, stages={**FACTS.stages, name: replace(WELL, **changes)})
 
 
 def figured(**changes: object) -> Facts:
-    return replace(FACTS, measured=replace(FIGURES, **changes))  # type: ignore[arg-type]
+    return replace(FACTS, measured=replace(FIGURES, **changes))
 
 
 def test_all_well_is_0_and_nothing_is_to_be_done() -> None:

@@ -53,7 +53,7 @@ def tables() -> Tables:
 def cache(tables: Tables, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cache]:
     monkeypatch.setattr(caches, "POLL_S", 0.01)
     monkeypatch.setattr(caches, "LEAST_GAP_S", 0.0)
-    with Cache(tables) as running:  # type: ignore[arg-type]
+    with Cache(tables) as running:
         yield running
 
 
@@ -150,7 +150,7 @@ def test_a_new_question_waits_neither_for_the_next_look_nor_for_those_that_are_r
 ) -> None:
     monkeypatch.setattr(caches, "POLL_S", 3600.0)
     let_go = Event()
-    with Cache(tables) as cache:  # type: ignore[arg-type]
+    with Cache(tables) as cache:
         for worker in range(8):
             cache._pool.submit(let_go.wait, 60)
             assert cache.ask(Ask(f"{worker}")) == Answer()

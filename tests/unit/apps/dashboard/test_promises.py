@@ -62,7 +62,7 @@ def test_the_history_is_of_thirty_days_and_what_is_broken_now_comes_first(settin
     append(lake.ensure(QUALITY_BREACHES), QUALITY_BREACHES, rows(notes), {})
     kept = Promises().answer(Source(settings), NOW)
     assert [each.objective for each in kept.breaches] == ["over", "<open>", "begun before"]
-    text = history(kept, SESSION, NOW)  # type: ignore[arg-type]
+    text = history(kept, SESSION, NOW)
     assert text.index("&lt;open&gt;") < text.index("over</b>") < text.index("begun before")
     assert "! broken</span> since 09. 09:00" in text
     assert "✓ kept</span> since 10. 10:00" in text
@@ -73,11 +73,11 @@ def test_the_history_is_of_thirty_days_and_what_is_broken_now_comes_first(settin
 
 def test_no_table_no_breach_and_no_reconciliation_are_three_things_to_say(settings: Settings) -> None:
     never = Promises().answer(Source(settings), NOW)
-    assert "has not noted anything" in history(never, SESSION, NOW)  # type: ignore[arg-type]
+    assert "has not noted anything" in history(never, SESSION, NOW)
     Lake(settings.lake).ensure(QUALITY_BREACHES)
     none = Promises().answer(Source(settings), NOW)
-    assert "no breach in the last 30 days" in history(none, SESSION, NOW)  # type: ignore[arg-type]
-    assert "No run of" in reconciled(none.balance, SESSION, NOW)  # type: ignore[arg-type]
+    assert "no breach in the last 30 days" in history(none, SESSION, NOW)
+    assert "No run of" in reconciled(none.balance, SESSION, NOW)
 
 
 @pytest.mark.parametrize(
@@ -89,4 +89,4 @@ def test_no_table_no_breach_and_no_reconciliation_are_three_things_to_say(settin
     ],
 )
 def test_the_last_reconciliation_says_what_it_found(last: Balance, told: str) -> None:
-    assert told in reconciled(last, SESSION, NOW)  # type: ignore[arg-type]
+    assert told in reconciled(last, SESSION, NOW)
