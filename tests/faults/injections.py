@@ -56,6 +56,17 @@ def back(worker: Worker, starts: int) -> bool:
     return worker.starts > starts and worker.alive
 
 
+def put_down(world: World, worker: Worker) -> None:
+    """SIGKILL, and it stays away. In the main thread, which may be about to start it."""
+
+    def kill() -> None:
+        worker.wanted = False
+        worker.signal(signal.SIGKILL)
+        assert worker.wait(PATIENCE_S), f"{worker.stage} is not gone"
+
+    world.call(kill)
+
+
 def planned(world: World, worker: Worker, point: str, action: str) -> None:
     """Have the stage act at a point, and wait until it did."""
     worker.plan.with_suffix(".new").write_text(f"{point} {action}")
@@ -274,9 +285,7 @@ def state_lost(point: str) -> Inject:
     def inject(world: World, dice: random.Random) -> None:
         worker = world.worker("silver")
         planned(world, worker, point, "kill")  # until then it is started again, whatever else ends it
-        worker.wanted = False
-        worker.signal(signal.SIGKILL)
-        until(lambda: not worker.alive, "silver is gone", PATIENCE_S)
+        put_down(world, worker)
         selector = pyarrow.fs.FileSelector(f"{world.bucket_path}/_state/silver", allow_not_found=True)
         for each in world.files.get_file_info(selector):
             world.files.delete_file(each.path)
@@ -290,9 +299,7 @@ def volume_lost(world: World, dice: random.Random) -> None:
     """detect comes back with an empty disk: its state is in the changelog."""
     worker = some(world, "detect", dice)
     until(lambda: worker.working, "detect works", PATIENCE_S)
-    worker.wanted = False
-    worker.signal(signal.SIGKILL)
-    until(lambda: not worker.alive, "detect is gone", PATIENCE_S)
+    put_down(world, worker)
     shutil.rmtree(worker.settings.state_dir, ignore_errors=True)
     starts, worker.wanted = worker.starts, True
     until(lambda: back(worker, starts), "detect is back", PATIENCE_S)
@@ -302,9 +309,7 @@ def disk_full(world: World, dice: random.Random) -> None:
     """No file of detect's can grow beyond a few KiB: its state cannot be written. Later there is room again."""
     worker = some(world, "detect", dice)
     until(lambda: worker.working, "detect works", PATIENCE_S)
-    worker.wanted = False
-    worker.signal(signal.SIGKILL)
-    until(lambda: not worker.alive, "detect is gone", PATIENCE_S)
+    put_down(world, worker)
     worker.largest_file, worker.forgiven = 4096, True
     starts, worker.wanted = worker.starts, True
     try:
