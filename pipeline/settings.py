@@ -73,7 +73,9 @@ class Warehouse(_Group):
         None, description="None: verify-full for Redshift, prefer for PostgreSQL"
     )
     ca_file: Path | None = Field(None, description="Certificates to trust; None: the system's")
-    timeout_s: PositiveFloat = Field(10.0, description="For connecting, and for waiting on another loader")
+    timeout_s: PositiveFloat = Field(
+        10.0, description="For connecting, for waiting on another loader, and until a silent one is tested"
+    )
 
 
 class Ingest(_Group):

@@ -11,7 +11,7 @@ from contracts.warehouse import LEDGER, Dialect, Relation
 from pipeline import settings as config
 from pipeline.warehouse import checksum, pgcopy
 from pipeline.warehouse.plan import STAGING, name, storable
-from pipeline.warehouse.session import Session
+from pipeline.warehouse.session import Session, bounds
 
 
 class PostgreSQL:
@@ -34,8 +34,7 @@ class PostgreSQL:
             password=given.password.get_secret_value() if given.password else None,
             sslmode=given.sslmode or "prefer",
             sslrootcert=str(given.ca_file) if given.ca_file else None,
-            connect_timeout=max(2, round(given.timeout_s)),
-            tcp_user_timeout=round(given.timeout_s * 1000),
+            **bounds(given.timeout_s),
             client_encoding="utf8",
             application_name="pipeline",
             prepare_threshold=None,

@@ -16,7 +16,7 @@ from pipeline.errors import AccessDenied, BadInput, NotSetUp, PipelineError, Unr
 from pipeline.lake.delta import Lake
 from pipeline.warehouse.export import Exported, export
 from pipeline.warehouse.plan import STAGING, name
-from pipeline.warehouse.session import Session
+from pipeline.warehouse.session import Session, bounds
 
 _BEFORE_EXPIRY = timedelta(seconds=60)
 """A password that expires sooner is not used for a new connection."""
@@ -56,8 +56,7 @@ class Redshift:
             password=password,
             sslmode=given.sslmode or "verify-full",
             sslrootcert=str(given.ca_file) if given.ca_file else "system",
-            connect_timeout=max(2, round(given.timeout_s)),
-            tcp_user_timeout=round(given.timeout_s * 1000),
+            **bounds(given.timeout_s),
             client_encoding="utf8",  # the server calls it UNICODE, which psycopg does not know
             application_name="pipeline",
             prepare_threshold=None,  # and no DEALLOCATE, which it refuses

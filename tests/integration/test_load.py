@@ -34,6 +34,7 @@ from pipeline.warehouse import pgcopy
 from pipeline.warehouse.facts import Warehouse
 from tests.gold_oracle import Reading
 from tests.silver_rows import silver
+from tests.tcpproxy import SilentProxy
 
 pytestmark = [pytest.mark.s3, pytest.mark.postgres]
 
@@ -325,9 +326,70 @@ def test_who_only_asks_gives_up_on_a_server_that_stands_still_and_asks_again_lat
         os.kill(backend, signal.SIGSTOP)
         try:
             began = time.monotonic()
-            with pytest.raises(Unreachable, match=r"no answer within 0\.5 s"):
+            with pytest.raises(Unreachable, match=r"no answer for 0\.5 s"):
                 asking.loaded(FACTS[0])
             assert time.monotonic() - began < 5
             assert asking.loaded(FACTS[0]) == shown  # with a new session
         finally:
             os.kill(backend, signal.SIGCONT)
+
+
+@pytest.fixture
+def proxy(world: World) -> Iterator[SilentProxy]:
+    """On the way to the world's warehouse."""
+    given = world.settings.warehouse
+    with SilentProxy(given.host, given.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def behind(world: World, proxy: SilentProxy) -> Settings:
+    """The world's settings, by way of the proxy."""
+    warehouse = world.settings.warehouse.model_copy(update={"port": proxy.port})
+    return world.settings.model_copy(update={"warehouse": warehouse})
+
+
+def test_a_stage_gives_up_on_a_warehouse_that_takes_connections_and_never_answers(
+    behind: Settings, proxy: SilentProxy
+) -> None:
+    proxy.silent.set()
+    with pytest.raises(Unreachable, match=r"Could not reach the warehouse \(tried \d+ times? in \d+ s\)"):
+        load.run(behind, until_caught_up=True)
+
+
+def test_a_warehouse_that_falls_silent_between_two_statements_is_given_up(
+    behind: Settings, proxy: SilentProxy
+) -> None:
+    with closing(Warehouse(behind.warehouse)) as asking:
+        asking.loaded(FACTS[0])
+        proxy.silent.set()
+        with pytest.raises(
+            Unreachable, match=rf"(?s){proxy.port}.*no answer for 2 s, nor to a new connection.*PIPELINE_"
+        ):
+            asking.loaded(FACTS[0])
+
+
+def test_a_warehouse_that_falls_silent_in_a_load_is_given_up_and_the_load_comes_again(
+    world: World, behind: Settings, proxy: SilentProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.add(5)
+    encoded = pgcopy.encoded
+
+    def silenced(frame: pl.DataFrame) -> Iterator[bytes | memoryview]:
+        proxy.silent.set()
+        yield from encoded(frame)
+
+    with closing(Loader(behind, world.lake)) as loader:
+        with monkeypatch.context() as patched:
+            patched.setattr(pgcopy, "encoded", silenced)
+            with pytest.raises(Unreachable, match=r"no answer for 2 s, nor to a new connection"):
+                loader.load(FACTS[0])
+        proxy.silent.clear()
+        load_all(loader)
+    world.assert_warehouse_is_gold()
+
+
+def test_a_statement_may_take_as_long_as_the_warehouse_takes_new_connections(behind: Settings) -> None:
+    assert behind.warehouse.timeout_s == 2
+    with closing(Warehouse(behind.warehouse)) as asking, asking.transaction() as cursor:
+        assert cursor.execute("SELECT 1 FROM pg_sleep(4.5)").fetchone() == (1,)

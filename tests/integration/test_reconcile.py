@@ -31,6 +31,7 @@ from pipeline.silver.outbox import Outbox
 from pipeline.silver.statestore import StateStore
 from pipeline.warehouse.facts import Job, Warehouse
 from pipeline.warehouse.plan import EVERYTHING, Loaded
+from tests.tcpproxy import SilentProxy
 
 pytestmark = [pytest.mark.kafka, pytest.mark.s3, pytest.mark.postgres]
 
@@ -486,6 +487,29 @@ def test_an_unreachable_kafka_cannot_be_told_and_the_rest_is_compared(
     assert "Cannot tell whether the books balance." in shown
     assert "silver 8" in shown
     assert "\x1b[" not in shown
+
+
+def test_a_warehouse_that_falls_silent_cannot_be_told_and_the_rest_is_compared(
+    layers: Layers, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = layers.settings.warehouse
+    row_counts = Warehouse.row_counts
+
+    def silenced(self: Warehouse, *arguments: Any) -> Any:
+        self.loaded(FACTS[0])  # on a session that is open
+        proxy.silent.set()
+        return row_counts(self, *arguments)
+
+    monkeypatch.setattr(Warehouse, "row_counts", silenced)
+    with SilentProxy(given.host, given.port) as proxy:
+        away = given.model_copy(update={"port": proxy.port, "timeout_s": 2.0})
+        assert run(layers.settings.model_copy(update={"warehouse": away}), wait_s=0, as_json=False) == 2
+        shown = capsys.readouterr().out
+        assert (
+            f"The warehouse at 127.0.0.1:{proxy.port}, database {given.database}, does not answer: no answer" in shown
+        )
+        assert "PIPELINE_WAREHOUSE__HOST" in shown
+        assert "silver 8" in shown
 
 
 def test_an_empty_pipeline_cannot_be_told(settings: Settings) -> None:

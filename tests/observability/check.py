@@ -36,12 +36,15 @@ EMPTY = {
     "Latency of load": "Gold's rows no longer tell when their readings came",
     "Lag( over time)? of (simulate|monitor|dashboard)": "it follows no source",
     "Rows a second, by outcome of (monitor|dashboard)": "it works on no rows",
+    "Since the last digested day|Digest refused|pipeline_digest_(age_seconds|failed)": "nobody has sent a digest",
     r'pipeline_quality_checks_total\{result="failed",check!?="quarantine_share"\}': "no check fails",
 }
 """What has no data in a demo that is well (a regular expression), and why."""
 
 SOMETIMES = {
-    "Health|pipeline:objective:kept of sensor health": "the last full hour has readings only if late ones were of it",
+    "Health|pipeline_sensor_health_ratio|pipeline:objective:kept of sensor health": (
+        "the last full hour has readings only if late ones were of it"
+    ),
 }
 """The same, of what may have data or not."""
 
