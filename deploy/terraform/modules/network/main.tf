@@ -1,7 +1,14 @@
 # A VPC with private subnets for everything that runs, and public ones for nothing but NAT and load balancers.
 
+# Those of the region: a local zone that the account opted in to would be the first by name, and has neither MSK nor EKS.
 data "aws_availability_zones" "available" {
+  #checkov:skip=CKV_AWS_394:the first three by name are taken, and a zone that AWS adds comes after them
   state = "available"
+
+  filter {
+    name   = "opt-in-status"
+    values = ["opt-in-not-required"]
+  }
 }
 
 locals {
@@ -130,6 +137,7 @@ resource "aws_flow_log" "this" {
 }
 
 resource "aws_cloudwatch_log_group" "flow_log" {
+  #checkov:skip=CKV_AWS_338:refused connections, of which the last month tells what is wrong now
   name              = "/${var.name}/vpc"
   retention_in_days = 30
   kms_key_id        = var.kms_key_arn
