@@ -7,6 +7,10 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Some machines ask Python to keep no bytecode: then each process of a stage, and each worker of the tests, would
+# compile every module again.
+unexport PYTHONDONTWRITEBYTECODE
+
 ARGS ?=
 COVERAGE ?=
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

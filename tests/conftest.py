@@ -2,6 +2,7 @@
 its own topics, consumer groups, lake and database on them.
 """
 
+import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -21,6 +22,15 @@ from tests.tools import missing
 
 hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one is no defect
 hypothesis.settings.load_profile("any machine")
+
+
+gc.disable()  # until all is collected: half a million objects that stay need no looking through, again and again
+
+
+def pytest_collection_finish() -> None:
+    """From here on the garbage collector works, and leaves alone what is there."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_report_header() -> str:
@@ -93,8 +103,11 @@ def postgres_port(services: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 @pytest.fixture
-def lake_settings(store: Store) -> config.Lake:
-    """A lake of one's own, empty."""
+def lake_settings(request: pytest.FixtureRequest, tmp_path: Path) -> config.Lake:
+    """A lake of one's own, empty: on S3 for a test with the mark `s3`, in a directory for any other."""
+    if not request.node.get_closest_marker("s3"):
+        return config.Lake(uri=str(tmp_path / "lake"))
+    store: Store = request.getfixturevalue("store")
     return config.Lake(
         uri=f"s3://{store.bucket}/{unique('lake-')}",
         endpoint_url=store.endpoint_url,

@@ -29,7 +29,7 @@ from sqlglot import exp
 from pipeline import settings as config
 from pipeline.lake.delta import Lake
 from pipeline.warehouse.redshift import Redshift, prepared
-from pipeline.warehouse.session import Session
+from pipeline.warehouse.session import Session, bounds
 
 _LAYOUT = (exp.DistKeyProperty, exp.DistStyleProperty, exp.SortKeyProperty)
 
@@ -84,6 +84,7 @@ class Server:
             user=given.user,
             autocommit=True,
             sslmode="disable",
+            **bounds(given.timeout_s),
         )
 
 

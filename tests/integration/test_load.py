@@ -1,4 +1,4 @@
-"""Loads into a real PostgreSQL, from Gold on S3."""
+"""Loads into a real PostgreSQL. (Of Gold on S3: test_nab.py, test_oracle.py.)"""
 
 import os
 import signal
@@ -36,7 +36,7 @@ from tests.gold_oracle import Reading
 from tests.silver_rows import silver
 from tests.tcpproxy import SilentProxy
 
-pytestmark = [pytest.mark.s3, pytest.mark.postgres]
+pytestmark = pytest.mark.postgres
 
 START = datetime(2026, 2, 28, 23, 0, tzinfo=UTC)
 SENSORS = FACTS[0]

@@ -18,7 +18,7 @@ from tests import oracle
 from tests.feed import Feed, Sender, days_ago
 from tests.oracle import Evidence, Findings, Place, Row, judge
 
-pytestmark = [pytest.mark.kafka, pytest.mark.postgres]
+pytestmark = [pytest.mark.kafka, pytest.mark.s3, pytest.mark.postgres]
 
 MESSAGES = 500
 

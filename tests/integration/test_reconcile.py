@@ -1,4 +1,6 @@
-"""reconcile on real Kafka, S3 and PostgreSQL: layers built by hand, then broken in one place."""
+"""reconcile on a real Kafka and PostgreSQL: layers built by hand, then broken in one place. (On S3:
+test_oracle.py and test_history.py.)
+"""
 
 import json
 from collections.abc import Callable
@@ -33,7 +35,7 @@ from pipeline.warehouse.facts import Job, Warehouse
 from pipeline.warehouse.plan import EVERYTHING, Loaded
 from tests.tcpproxy import SilentProxy
 
-pytestmark = [pytest.mark.kafka, pytest.mark.s3, pytest.mark.postgres]
+pytestmark = [pytest.mark.kafka, pytest.mark.postgres]
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 LINEAGE = {
