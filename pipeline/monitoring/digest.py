@@ -235,4 +235,4 @@ def share(value: float | None) -> str:
 
 def percent(value: float | None) -> str:
     """0 to 100."""
-    return "unknown" if value is None else f"{value:.1f} %"
+    return "unknown" if value is None else f"{value:.1f}%"

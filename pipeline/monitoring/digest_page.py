@@ -19,13 +19,14 @@ h1 { font-size: 22px; margin: 0; } h2 { font-size: 15px; margin: 0 0 10px; }
 .soft { color: #586575; font-size: 13px; }
 .card { background: #fff; border: 1px solid #e1e7ee; border-radius: 8px; padding: 16px 20px; margin-top: 14px; }
 .figures { width: 100%; border-collapse: separate; border-spacing: 0; margin-top: 14px; }
-.figures td { background: #fff; border: 1px solid #e1e7ee; padding: 12px 16px; width: 25%; }
+.figures td { background: #fff; border: 1px solid #e1e7ee; padding: 12px 16px; width: 25%; vertical-align: top; }
 .figures td + td { border-left: 0; }
 .figures b { display: block; font-size: 22px; font-weight: 650; font-variant-numeric: tabular-nums; }
 table.rows { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; }
 table.rows th { text-align: left; color: #586575; font-weight: 600; font-size: 12px; padding: 4px 8px 4px 0; }
 table.rows td { border-top: 1px solid #eef1f5; padding: 6px 8px 6px 0; }
 table.rows tr:first-child td { border-top: 0; }
+table.rows th:last-child, table.rows td:last-child { padding-right: 0; }
 .n { text-align: right !important; white-space: nowrap; } .bad { color: #b3400a; font-weight: 600; }
 .bar { width: 30%; } .bar i { display: block; height: 8px; border-radius: 4px; background: #d9622b; }
 svg { display: block; width: 100%; height: auto; } a { color: #0067ad; }
@@ -36,6 +37,7 @@ def page(digest: Digest) -> str:
     """A whole document."""
     title = f"Pipeline digest {digest.day:%Y-%m-%d}"
     body = [
+        '<div class="soft">Pipeline digest</div>',
         f"<h1>{digest.day:%A, %-d %B %Y}</h1>",
         f'<div class="soft">The day in UTC, as it stood at {digest.made_at:%Y-%m-%d %H:%M} UTC</div>',
         _figures(digest),
@@ -101,11 +103,11 @@ def chart(digest: Digest) -> str:
             f'<rect x="{x:.1f}" y="{_BASE + 3}" width="{width:.1f}" height="{flagged:.1f}" fill="{_ORANGE}"/></g>'
         )
         if number % 6 == 0:
-            parts.append(f'<text x="{x:.1f}" y="{_HEIGHT}" font-size="11" fill="#586575">{number:02}:00</text>')
+            parts.append(f'<text x="{x:.1f}" y="{_HEIGHT + 2}" font-size="13" fill="#586575">{number:02}:00</text>')
     said = f"At most {most:,} readings and {most_flagged:,} anomalies in an hour"
     return (
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT + 4}" role="img" font-family="sans-serif"><title>{said}</title>'
-        f"{_key(2, _BLUE, 'readings')}{_key(90, _ORANGE, 'anomalies')}"
+        f"{_key(2, _BLUE, 'readings')}{_key(100, _ORANGE, 'anomalies')}"
         f'<line x1="0" x2="{_WIDTH}" y1="{_BASE + 1}" y2="{_BASE + 1}" stroke="#c9d2dc"/>{"".join(parts)}</svg>'
         f'<div class="soft">{said}.</div>'
     )
@@ -113,7 +115,7 @@ def chart(digest: Digest) -> str:
 
 def _key(x: int, colour: str, name: str) -> str:
     square = f'<rect x="{x}" y="6" width="10" height="10" fill="{colour}"/>'
-    return f'{square}<text x="{x + 16}" y="15" font-size="12">{name}</text>'
+    return f'{square}<text x="{x + 16}" y="16" font-size="14">{name}</text>'
 
 
 def _groups(digest: Digest) -> str:
