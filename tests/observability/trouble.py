@@ -139,8 +139,9 @@ class Watch:
         self._stack = stack
 
     def metrics(self) -> Samples:
-        """What monitor serves; nothing where it does not answer."""
-        return scrape(HOST, self._stack.ports["monitor"]) or {}
+        """What monitor serves, as soon as it answers: on a busy machine that may take longer than a scrape waits."""
+        port = self._stack.ports["monitor"]
+        return until(lambda: scrape(HOST, port), "monitor to answer", NAMED_WITHIN_S)
 
     def status(self) -> dict[tuple[str, str], dict[str, Any]]:
         """Lines of `pipeline status --json`, by part and what, and its exit code."""
