@@ -26,7 +26,6 @@ from contracts.tables import (
 )
 from pipeline import metrics
 from pipeline.errors import NotSetUp
-from pipeline.lake import logged
 from pipeline.lake.delta import translated
 from pipeline.lake.layout import scan
 from pipeline.lake.upkeep import READERS, log_entries
@@ -56,7 +55,9 @@ _RECENT = timedelta(hours=1)
 
 _COUNTED = (BRONZE_READINGS, BRONZE_DEAD_LETTERS, SILVER_READINGS, SILVER_QUARANTINE)
 _SELDOM = timedelta(minutes=1)
-"""Between two looks at what moves slowly: a listing of each log, an hour of Gold."""
+"""Between two looks at what moves slowly: an hour of Gold."""
+_HARDLY_EVER = timedelta(minutes=10)
+"""The same for a listing of each log, which only upkeep shortens."""
 _BEFORE_SILVER = ("ingest", "bronze", "silver")
 """When one of these stands still, nobody can tell which sensors do."""
 
@@ -93,7 +94,8 @@ class LakeWatch:
         now = self._round.now
         gauges = {kind: metrics.SILENT.labels(sensor_type=kind) for kind in sorted(self._registry.sensor_types)}
         with self._round.asking("lake", "silent sensors", *gauges.values(), metrics.SILVER_P95, metrics.LATE_SHARE):
-            known = self._ear.listen(now, self._tables.open(SILVER_READINGS))
+            silver = self._tables.open(SILVER_READINGS)
+            known = self._ear.listen(now, silver, self._tables.contents(SILVER_READINGS).files)
             for gauge, told in ((metrics.SILVER_P95, self._ear.p95_s), (metrics.LATE_SHARE, self._ear.late_share)):
                 gauge.set(math.nan if told is None else told)
             stalls = self._round.stalls
@@ -107,7 +109,7 @@ class LakeWatch:
         for layer, (table, column) in LAYERS.items():
             freshness, age = metrics.FRESHNESS.labels(layer=layer), metrics.COMMIT_AGE.labels(layer=layer)
             with self._round.asking("lake", layer, freshness, age):
-                freshness.set(since(logged.newest(self._tables.files(table), column), self._round.now))
+                freshness.set(since(self._tables.contents(table).newest(column), self._round.now))
                 age.set(since(self._tables.committed_at(table), self._round.now))
 
     def _look_at_tables(self) -> None:
@@ -118,10 +120,11 @@ class LakeWatch:
                 for each in (metrics.TABLE_FILES, metrics.TABLE_BYTES, metrics.TABLE_ROWS, metrics.TABLE_VERSION)
             ]
             with self._round.asking("lake", f"size of {table.path}", *gauges):
-                files, version = self._tables.files(table), self._tables.open(table).version()
-                rows[table] = int(files["num_records"].sum())
-                sizes = len(files), int(files["size_bytes"].sum()), rows[table], version
-                for gauge, size in zip(gauges, sizes, strict=True):
+                there, version = self._tables.contents(table), self._tables.open(table).version()
+                rows[table] = there.rows
+                for gauge, size in zip(
+                    gauges, (len(there.files), there.size_bytes, there.rows, version), strict=True
+                ):
                     gauge.set(size)
             self._look_at_readers(table)
         self._judge_quality(rows)
@@ -129,13 +132,14 @@ class LakeWatch:
     def _list_logs(self) -> None:
         for table in STAGED:
             entries = metrics.TABLE_LOG.labels(table=table.path)
-            self._seldom(f"log of {table.path}", partial(self._count_log, table, entries), entries)
+            count = partial(self._count_log, table, entries)
+            self._seldom(f"log of {table.path}", count, entries, every=_HARDLY_EVER)
 
     def _count_log(self, table: Table, entries: Gauge) -> None:
         self._tables.open(table)  # raises where there is none
         entries.set(log_entries(self._tables.lake, table))
 
-    def _seldom(self, what: str, ask: Callable[[], None], *gauges: Gauge) -> None:
+    def _seldom(self, what: str, ask: Callable[[], None], *gauges: Gauge, every: timedelta = _SELDOM) -> None:
         """As Round.asking, of what moves slowly and costs more. In between figures stay, while the lake answers."""
         now = self._round.now
         with self._round.asking("lake", what, *gauges):
@@ -143,7 +147,7 @@ class LakeWatch:
             self._round.insist_on("lake")
             if now >= due_at:
                 ask()
-                due_at = now + _SELDOM
+                due_at = now + every
             self._due[what] = due_at
 
     def _look_at_readers(self, table: Table) -> None:

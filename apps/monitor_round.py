@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
-import polars as pl
 from deltalake import DeltaTable
 from prometheus_client import Gauge
 
@@ -14,11 +13,11 @@ from contracts.tables import Table
 from pipeline import metrics
 from pipeline.errors import NotSetUp, PipelineError, Unreachable
 from pipeline.lake.delta import Lake, translated
-from pipeline.lake.logged import data_files
+from pipeline.lake.logged import Contents, data_files
 from pipeline.lake.transactions import Transactions
 from pipeline.monitoring.stall import Stall, seen
 
-_ANEW = timedelta(minutes=1)
+_ANEW = timedelta(minutes=5)
 """A table that was deleted and made again at its address has no newer version that its old object would see."""
 
 log = logging.getLogger(__name__)
@@ -101,8 +100,8 @@ class Tables:
         self._opened: dict[str, tuple[DeltaTable, datetime, datetime]] = {}
         """Table, when it was opened, and the round that it is of."""
         self._transactions: dict[str, Transactions] = {}
-        self._files: dict[str, tuple[tuple[str, int], pl.DataFrame]] = {}
-        """Identity and version of the table, and its data files then."""
+        self._contents: dict[str, tuple[tuple[str, int], Contents]] = {}
+        """Identity and version of the table, and what was in it then."""
 
     def open(self, table: Table) -> DeltaTable:
         """As the lake does."""
@@ -117,13 +116,13 @@ class Tables:
         self._opened[table.path] = known
         return known[0]
 
-    def files(self, table: Table) -> pl.DataFrame:
-        """Its data files, as `pipeline.lake.logged` has them. Raises as `open`."""
+    def contents(self, table: Table) -> Contents:
+        """What is in it. Raises as `open`."""
         opened = self.open(table)
         of = str(opened.metadata().id), opened.version()
-        if table.path not in self._files or self._files[table.path][0] != of:
-            self._files[table.path] = of, data_files(opened)
-        return self._files[table.path][1]
+        if table.path not in self._contents or self._contents[table.path][0] != of:
+            self._contents[table.path] = of, Contents(data_files(opened))
+        return self._contents[table.path][1]
 
     def transactions(self, table: Table) -> Mapping[str, int]:
         """App id -> version, of all its transactions. Raises as `open`."""

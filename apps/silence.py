@@ -9,13 +9,13 @@ from deltalake import DeltaTable
 from contracts.tables import GOLD_SENSOR_5MIN, SILVER_READINGS
 from pipeline.core.aggregate import FIVE_MINUTES
 from pipeline.lake.delta import Lake, translated
-from pipeline.lake.layout import scan
+from pipeline.lake.layout import scan, scan_files
+from pipeline.lake.logged import data_files
 from pipeline.monitoring.silence import HEARD, REMEMBERED, heard
 
 _BY_READING = timedelta(minutes=15)
 """So far back each reading is looked at; before that, windows."""
 _RECENT = timedelta(minutes=1)
-_DAY = timedelta(days=1)
 
 
 class Ear:
@@ -33,8 +33,11 @@ class Ear:
         self._late: list[tuple[datetime, int, int]] = []
         """When looked, new rows, and how many of them were late."""
 
-    def listen(self, now: datetime, silver: DeltaTable | None = None) -> pl.DataFrame:
-        """HEARD of all series of the last day. `silver`: the table at its newest version, where that is at hand.
+    def listen(
+        self, now: datetime, silver: DeltaTable | None = None, files: pl.DataFrame | None = None
+    ) -> pl.DataFrame:
+        """HEARD of all series of the last day. `silver`: the table at its newest version, and its `data_files`,
+        where they are at hand.
 
         Raises as the lake does; the next call takes up what this missed.
         """
@@ -42,12 +45,8 @@ class Ear:
         if known is None:
             taken = now - _BY_READING
             known = self._windows(now)
-        rows = scan(silver or self._lake.open(SILVER_READINGS), patient=False).filter(
-            pl.col("event_date") >= (now - _DAY).date(), pl.col("processing_timestamp") > taken
-        )
-        took = (pl.col("processing_timestamp") - pl.col("raw_timestamp")).dt.total_microseconds() / 1e6
-        with translated("read who was heard in silver/readings"):
-            new = rows.select(*HEARD.names()[:3], "timestamp", "processing_timestamp", "is_late", took=took).collect()
+        table = silver or self._lake.open(SILVER_READINGS)
+        new = _since(table, data_files(table) if files is None else files, taken)
         self._took = [each for each in self._took if each[0] > now - _RECENT]
         self._late = [each for each in self._late if each[0] > now - self._late_within]
         if not new.is_empty():
@@ -57,9 +56,9 @@ class Ear:
             judged = new.filter(pl.col("processing_timestamp") > now - self._late_within)["is_late"]
             self._late.append((now, len(judged), int(judged.sum())))
             taken = cast(datetime, new["processing_timestamp"].max())
-        known = heard(known, new.rename({"timestamp": "newest"})).filter(pl.col("newest") >= now - REMEMBERED)
-        self._known, self._taken = known, taken
-        return known
+            known = heard(known, new.rename({"timestamp": "newest"}))
+        self._known, self._taken = known.filter(pl.col("newest") >= now - REMEMBERED), taken
+        return self._known
 
     @property
     def p95_s(self) -> float | None:
@@ -83,3 +82,12 @@ class Ear:
                 pl.col("location").sort_by("window_start").last(), newest=pl.col("window_start").max() + FIVE_MINUTES
             )
             return found.select(HEARD.names()).collect(engine="streaming")
+
+
+def _since(silver: DeltaTable, files: pl.DataFrame, taken: datetime) -> pl.DataFrame:
+    """What Silver took after this processing_timestamp: only files that may have such rows are read."""
+    newer = files.filter(~(pl.col("max.processing_timestamp") <= taken).fill_null(value=False))["path"]
+    took = (pl.col("processing_timestamp") - pl.col("raw_timestamp")).dt.total_microseconds() / 1e6
+    rows = scan_files(silver, list(newer)).filter(pl.col("processing_timestamp") > taken)
+    with translated("read who was heard in silver/readings"):
+        return rows.select(*HEARD.names()[:3], "timestamp", "processing_timestamp", "is_late", took=took).collect()

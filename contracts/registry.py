@@ -121,6 +121,9 @@ class Registry:
         self._since = np.array(since, dtype=np.int64)
         self.pieces = pl.DataFrame(pieces, schema=LIMITS, orient="row")
         self._entries = pl.DataFrame(entries, schema=_ENTRIES, orient="row").sort(_ENTRIES.names())
+        begins_or_ends = pl.concat([self._entries["active_from"], self._entries["active_to"]])
+        self.turns: tuple[datetime, ...] = tuple(begins_or_ends.drop_nulls().unique().sort())
+        """When entries begin or end, in order: the same ones hold from one to the next."""
 
     def limits(self, readings: pl.DataFrame) -> pl.DataFrame:
         """LIMITS of each row, by its sensor_id and sensor_type at its `timestamp` (Datetime, UTC).

@@ -4,6 +4,7 @@ Topics are named without the prefix.
 """
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -51,10 +52,14 @@ def low_offsets(settings: Settings, name: str) -> dict[int, int]:
     return _offsets(settings, name, OffsetSpec.earliest())
 
 
+_SELDOM_S = 60.0
+"""Between two looks of a survey at what moves slowly: partitions of topics, and where these begin."""
+
+
 class Survey:
     """Asks for offsets again and again with one client, since to make one costs more than to ask.
 
-    After an error the next question is asked with a new one.
+    After an error the next question is asked with a new one, and nothing of before counts.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -62,24 +67,30 @@ class Survey:
         self._admin: AdminClient | None = None
         self._seen: list[KafkaError] = []
         """What the client reported beside its answers."""
+        self._lows: dict[TopicPartition, int] = {}
+        self._names: tuple[str, ...] = ()
+        """Topics that the lows are of."""
+        self._look_again_at = -math.inf
 
     def watermarks(self, *names: str) -> dict[str, dict[int, tuple[int, int]]]:
-        """Low and high watermark of each partition of those of the topics that there are."""
+        """Low and high watermark of each partition of those of the topics that there are. Which partitions there are,
+        and the low ones, are as they were a minute ago at most."""
         settings = self._settings
         with self._asking("read the offsets of topics") as admin:
-            counts = kafka.partition_counts(settings, admin)
-            places = [
-                TopicPartition(kafka.topic(settings, name), partition)
-                for name in names
-                for partition in range(counts.get(kafka.topic(settings, name), 0))
-            ]
-            low, end = (
-                _answers(settings, admin, places, spec) for spec in (OffsetSpec.earliest(), OffsetSpec.latest())
-            )
+            if names != self._names or time.monotonic() >= self._look_again_at:
+                counts = kafka.partition_counts(settings, admin)
+                places = [
+                    TopicPartition(kafka.topic(settings, name), partition)
+                    for name in names
+                    for partition in range(counts.get(kafka.topic(settings, name), 0))
+                ]
+                self._lows = _answers(settings, admin, places, OffsetSpec.earliest())
+                self._names, self._look_again_at = names, time.monotonic() + _SELDOM_S
+            ends = _answers(settings, admin, self._lows, OffsetSpec.latest())
         found: dict[str, dict[int, tuple[int, int]]] = {}
-        for name in names:
-            if own := [place for place in places if place.topic == kafka.topic(settings, name)]:
-                found[name] = {place.partition: (low[place], end[place]) for place in own}
+        short = {kafka.topic(settings, name): name for name in names}
+        for place, low in self._lows.items():
+            found.setdefault(short[place.topic], {})[place.partition] = (low, ends[place])
         return found
 
     def committed(self, group: str) -> dict[str, dict[int, int]]:
@@ -101,7 +112,8 @@ class Survey:
         admin, self._admin = self._admin, None
         self._seen.clear()
         with translated(self._settings, doing, self._seen):
-            admin = admin or kafka.admin_client(self._settings, self._seen.append)
+            if admin is None:
+                admin, self._names = kafka.admin_client(self._settings, self._seen.append), ()
             try:
                 yield admin
             finally:

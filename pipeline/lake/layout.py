@@ -5,7 +5,7 @@ of it can work with each other's tables: who reads fills in what is not there ye
 not know. The newer side writes only tables that `pipeline lake migrate` has given the new columns.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -17,7 +17,7 @@ from pipeline.versions import require
 
 __all__ = [
     "SCHEMA_VERSION", "columns", "fitted", "lacking", "named", "require_readable", "require_writable", "scan",
-    "schema_version",
+    "scan_files", "schema_version",
 ]  # fmt: skip
 
 _BY_PATH = {table.path: table for table in TABLES}
@@ -81,6 +81,25 @@ def scan(table: DeltaTable, *, patient: bool = True) -> pl.LazyFrame:
     given = None if patient else impatient(table._storage_options)
     rows, missing = pl.scan_delta(table, storage_options=given), lacking(table)
     return rows.with_columns(pl.lit(None, dtype).alias(name) for name, dtype in missing.items()) if missing else rows
+
+
+def scan_files(table: DeltaTable, files: Sequence[str]) -> pl.LazyFrame:
+    """As `scan`, impatiently, the rows of some of its data files only, by their paths in the log, and without the
+    column of its partitions. Costs these files: `scan` looks at what the log has of all of them each time.
+    """
+    partitions = table.metadata().partition_columns
+    own = pl.Schema({name: dtype for name, dtype in columns(table).items() if name not in partitions})
+    if not files:
+        rows = pl.LazyFrame(schema=own)
+    else:
+        rows = pl.scan_parquet(
+            [f"{table.table_uri.rstrip('/')}/{file}" for file in files],
+            schema=own,
+            missing_columns="insert",
+            hive_partitioning=False,
+            storage_options=impatient(table._storage_options),
+        )
+    return rows.with_columns(pl.lit(None, dtype).alias(name) for name, dtype in lacking(table).items())
 
 
 def fitted(rows: pl.DataFrame, table: DeltaTable) -> pl.DataFrame:

@@ -15,6 +15,22 @@ def data_files(table: DeltaTable) -> pl.DataFrame:
         return pl.DataFrame(table.get_add_actions(flatten=True))
 
 
+class Contents:
+    """What these data files hold, added up once."""
+
+    def __init__(self, files: pl.DataFrame) -> None:
+        self.files = files
+        """As `data_files` has them."""
+        self.rows, self.size_bytes = map(int, files.select("num_records", "size_bytes").sum().row(0))
+        self._newest: dict[str, datetime | None] = {}
+
+    def newest(self, column: str) -> datetime | None:
+        """As the function of that name."""
+        if column not in self._newest:
+            self._newest[column] = newest(self.files, column)
+        return self._newest[column]
+
+
 def newest(files: pl.DataFrame, column: str) -> datetime | None:
     """Newest value of a time column in these data files. None where there are no rows."""
     value = None if files.is_empty() else files[f"max.{column}"].max()

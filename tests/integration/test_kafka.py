@@ -1,5 +1,8 @@
 """Topics, offsets and errors at a broker."""
 
+from contextlib import suppress
+from typing import Any
+
 import pytest
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
@@ -138,6 +141,41 @@ def test_offsets_are_those_of_the_broker(settings: Settings) -> None:
     assert offsets.low_offsets(settings, broker.RAW) == {0: 0, 1: 0, 2: 0}
     # A transaction's marker takes an offset too.
     assert offsets.end_offsets(settings, broker.RAW) == {0: 3, 1: 0, 2: 2}
+
+
+def test_a_survey_asks_for_ends_each_time_and_for_partitions_when_it_has_to(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker.create_topics(settings)
+    asked: list[None] = []
+    counts = broker.partition_counts
+
+    def counting(*arguments: Any) -> dict[str, int]:
+        asked.append(None)
+        return counts(*arguments)
+
+    monkeypatch.setattr(broker, "partition_counts", counting)
+    survey = offsets.Survey(settings)
+    first = retrying(settings, "read the offsets", lambda: survey.watermarks(broker.RAW))
+    assert first == {broker.RAW: dict.fromkeys(range(3), (0, 0))}
+    looked = len(asked)
+    client = producer(settings)
+    send(client, settings, {0: 2, 2: 1})
+    client.commit_transaction()
+    grown = {broker.RAW: {0: (0, 3), 1: (0, 0), 2: (0, 2)}}
+    until(lambda: survey.watermarks(broker.RAW) == grown, "the ends to be behind the transaction's markers")
+    assert len(asked) == looked
+    assert set(survey.watermarks(broker.RAW, broker.READINGS)) == {broker.RAW, broker.READINGS}
+    assert len(asked) == looked + 1
+    admin, name = broker.admin_client(settings), broker.topic(settings, broker.READINGS)
+    admin.delete_topics([name])[name].result()
+
+    def left() -> bool:
+        with suppress(PipelineError):  # that it is gone shows first as an error
+            return set(survey.watermarks(broker.RAW, broker.READINGS)) == {broker.RAW}
+        return False
+
+    until(left, "the topic to be gone")
 
 
 def test_committed_offsets_leave_out_what_was_never_committed(settings: Settings) -> None:

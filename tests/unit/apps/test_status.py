@@ -6,9 +6,11 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import polars as pl
 import pytest
 from deltalake import DeltaTable
 
+from apps import silence
 from apps.breaches import Recorder, breaches
 from apps.monitor import Monitor
 from apps.silence import Ear
@@ -17,6 +19,7 @@ from apps.vitals import own
 from pipeline.broker.offsets import Survey
 from pipeline.errors import PipelineError, Unreachable
 from pipeline.lake.delta import Lake
+from pipeline.lake.layout import scan_files
 from pipeline.monitoring.objectives import Verdict
 from pipeline.monitoring.status import Samples, StageFacts, judge
 from pipeline.settings import Objectives, Settings
@@ -45,15 +48,36 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, datetime]
     return settings, now
 
 
-def test_the_ear_hears_each_sensor_and_takes_up_only_what_is_new(world: tuple[Settings, datetime]) -> None:
-    settings, now = world
+def test_the_ear_hears_each_sensor_and_reads_only_files_that_are_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, now = Settings.model_validate({"lake": {"uri": str(tmp_path)}}), datetime.now(UTC)
+    FleetLake(settings).fill(Fleet(sensors=SENSORS, seed=1), now - timedelta(minutes=2), now, interval_s=5.0)
     ear = Ear(Lake(settings.lake))
     first = ear.listen(now + timedelta(seconds=5))
     assert len(first) == SENSORS
     assert first["newest"].max() > now - timedelta(seconds=10)
     assert ear.p95_s is not None
+    read: list[int] = []
+
+    def counted(table: DeltaTable, files: list[str]) -> pl.LazyFrame:
+        read.append(len(files))
+        return scan_files(table, files)
+
+    monkeypatch.setattr(silence, "scan_files", counted)
     again = ear.listen(now + timedelta(seconds=6))
     assert again.sort("sensor_id").equals(first.sort("sensor_id"))
+    fleet = FleetLake(settings)
+    fleet._offset = 20_000
+    raw = {"sensor_id": "new", "sensor_type": "temperature", "location": "l", "unit": "degC", "value": 20.0}
+    fleet.take(
+        [json.dumps(raw | {"event_id": "e", "timestamp": now.isoformat()}).encode()],
+        [int(now.timestamp() * 1000)],
+        [None],
+    )
+    fleet.follow()
+    assert set(ear.listen(now + timedelta(seconds=7))["sensor_id"]) == {*first["sensor_id"], "new"}
+    assert read == [0, 1]
 
 
 def test_without_broker_warehouse_and_monitor_nothing_is_made_up(world: tuple[Settings, datetime]) -> None:

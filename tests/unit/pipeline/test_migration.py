@@ -16,6 +16,7 @@ from pipeline import settings as config
 from pipeline.errors import Conflict, ContractBroken, MigrationDue, SchemaTooNew, SchemaTooOld
 from pipeline.lake import changefeed, layout
 from pipeline.lake.delta import Lake, append, changes, replace
+from pipeline.lake.logged import data_files
 from pipeline.lake.migration import due, migrate
 from pipeline.lake.sink import DeltaSink
 from pipeline.settings import Settings
@@ -78,6 +79,9 @@ def test_the_version_after_reads_what_it_adds_as_null(lake: Lake, as_version: As
     table = lake.open(NEXT)
     assert seen(lake) == [(1, None), (2, None)]
     assert layout.scan(table).collect_schema()["signal_dbm"] == pl.Float64
+    some = layout.scan_files(table, list(data_files(table)["path"])[:1]).collect()
+    assert some.select("batch_offset", *NEW).unique().rows() in ([(1, None, None)], [(2, None, None)])
+    assert layout.scan_files(table, []).collect().schema == some.schema
     feed = changes(table, 0, table.version())
     assert feed.select(NEW).null_count().row(0) == (6, 6)
     assert sorted(feed["batch_offset"].unique()) == [1, 2]
@@ -117,6 +121,8 @@ def test_a_migration_adds_the_columns_and_keeps_rows_and_progress(lake: Lake, as
     assert table.transaction_version("x") == 2
     append(table, NEXT, new(3), {"x": 3})
     assert seen(lake) == [(1, None), (2, None), (3, "2.0")]
+    all_of_them = layout.scan_files(table, list(data_files(table)["path"])).select("batch_offset", "firmware")
+    assert sorted(all_of_them.collect().unique().iter_rows()) == seen(lake)
     feed = changes(table, 0, table.version())
     assert dict(feed.select("batch_offset", "firmware").unique().iter_rows()) == {1: None, 2: None, 3: "2.0"}
 
