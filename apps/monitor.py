@@ -54,7 +54,8 @@ class Monitor:
         self._recorder = Recorder(self._tables.lake) if record else None
 
     def close(self) -> None:
-        """Let go of the warehouse."""
+        """Let go of broker and warehouse."""
+        self._broker.close()
         self._warehouse.close()
 
     def measure(self, now: datetime) -> None:

@@ -39,10 +39,14 @@ class BrokerWatch:
         self._tables = tables
         self._survey = Survey(settings)
         self._committed: dict[str, dict[str, dict[int, int]]] = {}
-        """Group -> what it has committed, as asked in this round."""
+        """Group -> topic -> what it has committed, as asked in this round."""
         self._gauges: dict[tuple[object, ...], list[Gauge]] = {}
         self._partitions = settings.kafka.partitions
         """Of the topic that has the most."""
+
+    def close(self) -> None:
+        """Let go of the broker."""
+        self._survey.close()
 
     def look(self) -> None:
         """Set the gauges."""
@@ -97,8 +101,9 @@ class BrokerWatch:
     def _committed_of(self, group: str, topic: str) -> dict[int, int]:
         if group not in self._committed:
             self._round.insist_on("kafka")
-            self._committed[group] = self._survey.committed(group)
-        return self._committed[group].get(kafka.topic(self._settings, topic), {})
+            topics = [each for stage, each in GROUPS if self._settings.group(stage) == group]
+            self._committed[group] = self._survey.committed(group, *topics)
+        return self._committed[group].get(topic, {})
 
     def _left_of_bronze(self, watermarks: Watermarks) -> dict[int, int]:
         left: dict[int, int] = {}

@@ -25,11 +25,10 @@ from contracts.tables import (
     Table,
 )
 from pipeline import metrics
-from pipeline.errors import NotSetUp
 from pipeline.lake.delta import translated
 from pipeline.lake.layout import scan
 from pipeline.lake.upkeep import READERS, log_entries
-from pipeline.monitoring.notes import DIGEST_DAYS, Sent, sent
+from pipeline.monitoring.notes import DIGEST_DAYS, sent
 from pipeline.monitoring.silence import silent
 from pipeline.monitoring.status import STALLED_S
 from pipeline.settings import Settings
@@ -74,8 +73,6 @@ class LakeWatch:
         """When to look again at what is looked at seldom."""
         self._counted_for = timedelta(seconds=settings.monitor.quality_window_s)
         self._ear = Ear(tables.lake, self._counted_for)
-        self._digests: tuple[tuple[str, int] | None, Sent | None] = None, None
-        """Identity and version of the notes, and what they say."""
         self._counts: deque[tuple[datetime, list[int]]] = deque()
         """When, and the rows of _COUNTED then."""
 
@@ -87,7 +84,7 @@ class LakeWatch:
         self._seldom("unregistered sensors", self._count_unregistered, metrics.UNREGISTERED)
         self._seldom("sensor health", self._judge_health, metrics.SENSOR_HEALTH)
         self._follow_jobs()
-        self._look_at_digests()
+        self._seldom("digests", self._look_at_digests, metrics.DIGEST_AGE, metrics.DIGEST_FAILED)
 
     def listen(self) -> None:
         """Set the gauges of who is silent, once it is known in this round which stages stand still."""
@@ -207,19 +204,10 @@ class LakeWatch:
                 self._round.follow(stage, done, end)
 
     def _look_at_digests(self) -> None:
-        with self._round.asking("lake", "digests", metrics.DIGEST_AGE, metrics.DIGEST_FAILED):
-            try:
-                notes = self._tables.open(QUALITY_DIGESTS)
-                newer = str(notes.metadata().id), notes.version()
-            except NotSetUp:  # nobody has ever sent one
-                newer = None
-            if newer != self._digests[0]:
-                told = sent(newest(self._tables.lake, QUALITY_DIGESTS, DIGEST_DAYS)) if newer else None
-                self._digests = newer, told
-            told = self._digests[1]
-            age_s = told.age_s(self._round.now) if told else None
-            metrics.DIGEST_AGE.set(math.nan if age_s is None else age_s)
-            metrics.DIGEST_FAILED.set(math.nan if told is None else bool(told.refused))
+        told = sent(newest(self._tables.lake, QUALITY_DIGESTS, DIGEST_DAYS))
+        age_s = told.age_s(self._round.now) if told else None
+        metrics.DIGEST_AGE.set(math.nan if age_s is None else age_s)
+        metrics.DIGEST_FAILED.set(math.nan if told is None else bool(told.refused))
 
 
 def since(moment: datetime | None, now: datetime) -> float:

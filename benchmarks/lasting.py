@@ -166,6 +166,20 @@ def dashboard_year(result: Result) -> dict[str, str]:
     return {"dashboard_year": table("page | median, s | shortest | longest", rows), **named}
 
 
+def monitor(result: Result) -> dict[str, str]:
+    """Of a monitor that runs."""
+    told = {
+        "of a core": f"{result['share']:.2%}",
+        "CPU ms a round": f"{result['cpu_ms_a_round']:,.0f}",
+        "samples that it serves": f"{result['samples']:,}",
+        "MiB": f"{result['memory_mib']:,}",
+    }
+    named = {
+        f"monitor_{name}": f"{result[name]:,g}" for name in ("partitions", "sensors", "rate", "seconds", "interval_s")
+    }
+    return {"monitor": table(" | ", [list(each) for each in told.items()]), **named}
+
+
 def tables(results: dict[str, Result]) -> dict[str, str]:
     """All of those that there are results of."""
     found: dict[str, str] = {}
@@ -183,4 +197,5 @@ MADE: dict[str, Callable[[Result], dict[str, str]]] = {
     "engine": engine,
     "dashboard": dashboard,
     "dashboard_year": dashboard_year,
+    "monitor": monitor,
 }

@@ -84,6 +84,7 @@ def measured(stack: Stack, seconds: float) -> dict[str, float]:
         time.sleep(min(left, SCRAPED_EVERY_S))  # as Prometheus does
     cpu_s, took_s = used() - before, time.monotonic() - began
     return {
+        "interval_s": stack.settings.monitor.interval_s,
         "seconds": round(took_s, 1),
         "cpu_s": round(cpu_s, 2),
         "share": round(cpu_s / took_s, 4),

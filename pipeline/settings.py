@@ -183,9 +183,9 @@ class Objectives(_Group):
 class Monitor(_Group):
     """Freshness and lag, as metrics."""
 
-    interval_s: PositiveFloat = 10.0
+    interval_s: PositiveFloat = 5.0
     warehouse_interval_s: PositiveFloat = Field(
-        10.0, description="Between two questions to the warehouse: one that is always asked never idles"
+        5.0, description="Between two questions to the warehouse: one that is always asked never idles"
     )
     quality_window_s: PositiveFloat = Field(300.0, description="What came within it is judged: quality, dead, late")
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from pipeline import metrics
@@ -57,7 +57,7 @@ _SELDOM_S = 60.0
 
 
 class Survey:
-    """Asks for offsets again and again with one client, since to make one costs more than to ask.
+    """Asks for offsets again and again with the same clients, since to make one costs more than to ask.
 
     After an error the next question is asked with a new one, and nothing of before counts.
     """
@@ -67,6 +67,8 @@ class Survey:
         self._admin: AdminClient | None = None
         self._seen: list[KafkaError] = []
         """What the client reported beside its answers."""
+        self._readers: dict[str, Consumer] = {}
+        """By group."""
         self._lows: dict[TopicPartition, int] = {}
         self._names: tuple[str, ...] = ()
         """Topics that the lows are of."""
@@ -93,19 +95,38 @@ class Survey:
             found.setdefault(short[place.topic], {})[place.partition] = (low, ends[place])
         return found
 
-    def committed(self, group: str) -> dict[str, dict[int, int]]:
-        """Committed offset (the next one to read) of each partition that has one, by full name of its topic."""
-        with self._asking(f"read the offsets of group {group}") as admin:
-            asked = admin.list_consumer_group_offsets(
-                [ConsumerGroupTopicPartitions(group)], request_timeout=self._settings.kafka.timeout_s
-            )
-            answers = asked[group].result().topic_partitions
-            _raise_first(answers)
+    def committed(self, group: str, *names: str) -> dict[str, dict[int, int]]:
+        """Committed offset (the next one to read) of each partition that has one, of those of the topics whose
+        watermarks were asked for last.
+
+        By a consumer that joins nothing: where a broker is about to take up a group, the answer to an admin client
+        ends the process (librdkafka's issue 5040, in 2.12 still).
+        """
+        short = {kafka.topic(self._settings, name): name for name in names}
+        places = [TopicPartition(place.topic, place.partition) for place in self._lows if place.topic in short]
+        if not places:
+            return {}
+        reader = self._readers.pop(group, None)
+        with translated(self._settings, f"read the offsets of group {group}"):
+            reader = reader or kafka.consumer(self._settings, group)
+            try:
+                reader.poll(0)  # takes a new token where one is due
+                answers = reader.committed(places, timeout=self._settings.kafka.timeout_s)
+                _raise_first(answers)
+            except KafkaException:
+                reader.close()
+                raise
+        self._readers[group] = reader
         found: dict[str, dict[int, int]] = {}
         for answer in answers:
             if answer.offset >= 0:
-                found.setdefault(answer.topic, {})[answer.partition] = answer.offset
+                found.setdefault(short[answer.topic], {})[answer.partition] = answer.offset
         return found
+
+    def close(self) -> None:
+        """Let go of the broker."""
+        while self._readers:
+            self._readers.popitem()[1].close()
 
     @contextmanager
     def _asking(self, doing: str) -> Iterator[AdminClient]:

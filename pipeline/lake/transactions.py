@@ -64,13 +64,15 @@ class Transactions:
 
     def _committed(self, first: int, last: int) -> dict[str, int]:
         entries = [self._lake.uri(f"{self._log}/{version:020d}.json") for version in range(first, last + 1)]
-        rows = pl.scan_ndjson(entries, schema=_LOG, storage_options=impatient(self._lake.storage_options)).collect()
-        times = rows["commitInfo"].struct["timestamp"].drop_nulls()
-        self.committed_at = datetime.fromtimestamp(times[-1] / 1000, UTC) if len(times) else None
+        log = pl.scan_ndjson(entries, schema=_LOG, storage_options=impatient(self._lake.storage_options))
+        timestamp = pl.col("commitInfo").struct["timestamp"]
+        rows = log.filter(pl.col("txn").is_not_null() | timestamp.is_not_null()).select("txn", at=timestamp).collect()
+        times = [at for at in rows["at"].to_list() if at is not None]
+        self.committed_at = datetime.fromtimestamp(times[-1] / 1000, UTC) if times else None
         return _versions(rows)
 
 
 def _versions(rows: pl.DataFrame) -> dict[str, int]:
     """Of rows in the order of their commits."""
-    told = rows.drop_nulls("txn").unnest("txn").drop_nulls("appId")
-    return dict(told.select("appId", "version").iter_rows())
+    told = (txn for txn in rows["txn"].to_list() if txn and txn["appId"] is not None)
+    return {txn["appId"]: txn["version"] for txn in told}

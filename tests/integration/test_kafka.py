@@ -1,6 +1,6 @@
 """Topics, offsets and errors at a broker."""
 
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any
 
 import pytest
@@ -186,6 +186,23 @@ def test_committed_offsets_leave_out_what_was_never_committed(settings: Settings
     with broker.consumer(settings, group) as consumer:
         consumer.commit(offsets=[TopicPartition(broker.topic(settings, broker.RAW), 1, 7)], asynchronous=False)
     assert offsets.committed(settings, group, broker.RAW) == {1: 7}
+
+
+def test_a_survey_reads_the_offsets_of_a_group_that_is_new_and_of_one_that_has_committed(settings: Settings) -> None:
+    broker.create_topics(settings)
+    group = settings.group("someone")
+    with closing(offsets.Survey(settings)) as survey:
+
+        def committed() -> dict[str, dict[int, int]]:
+            survey.watermarks(broker.RAW, broker.READINGS)
+            return survey.committed(group, broker.RAW)
+
+        assert survey.committed(group, broker.RAW) == {}  # nobody knows of a topic yet
+        assert retrying(settings, "find the group", committed) == {}
+        with broker.consumer(settings, group) as consumer:
+            for topic, at in ((broker.RAW, 7), (broker.READINGS, 3)):
+                consumer.commit(offsets=[TopicPartition(broker.topic(settings, topic), 1, at)], asynchronous=False)
+        assert committed() == {broker.RAW: {1: 7}}
 
 
 def test_a_group_that_cannot_go_on_where_it_stopped_is_told(
