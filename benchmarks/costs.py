@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -62,21 +63,23 @@ def measured(
     Raises RuntimeError with its last lines where it fails.
     """
     pinned = ["taskset", "-c", str(core)] if core is not None and shutil.which("taskset") else []
-    with log.open("ab") as out:
+    with log.open("ab") as out, tempfile.NamedTemporaryFile(suffix=".json") as weighed:
         started = time.monotonic()
         process = subprocess.Popen(
-            [*pinned, *command], stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **environment(settings)}
+            [sys.executable, "-m", "benchmarks.weighed", weighed.name, *pinned, *command],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment(settings)},
         )
         watch = _Watch(committed, started)
         watch.start()
-        _, status, usage = os.wait4(process.pid, 0)
+        failed = process.wait()
         wall_s = time.monotonic() - started
         watch.ended.set()
         watch.join()
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n" + "\n".join(log.read_text().splitlines()[-20:]))
-    return Cost(wall_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, watch.first_s)
+        if failed:
+            raise RuntimeError(f"{' '.join(command)} failed:\n" + "\n".join(log.read_text().splitlines()[-20:]))
+        return Cost(wall_s, **json.load(weighed), first_s=watch.first_s)
 
 
 class _Watch(threading.Thread):
