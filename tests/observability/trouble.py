@@ -140,13 +140,18 @@ class Watch:
 
     def metrics(self) -> Samples:
         """What monitor serves, as soon as it answers: on a busy machine that may take longer than a scrape waits."""
+        self._bring_back()
         port = self._stack.ports["monitor"]
         return until(lambda: scrape(HOST, port), "monitor to answer", NAMED_WITHIN_S)
 
-    def status(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """Lines of `pipeline status --json`, by part and what, and its exit code."""
+    def _bring_back(self) -> None:
+        """A stage that stood still may end when it goes on, and leave the next one without input."""
         for ended in self._stack.revive():
             print(f"  ended and started again: {ended}", flush=True)
+
+    def status(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """Lines of `pipeline status --json`, by part and what, and its exit code."""
+        self._bring_back()
         told = call(self._stack.settings, "status", "--json")
         assert told.stdout, told.stderr
         answer = json.loads(told.stdout)
