@@ -223,6 +223,8 @@ def main() -> int:
             "kafka": {"partitions": 2},
             "registry": registry,
             "monitor": config.Monitor(interval_s=1.0, warehouse_interval_s=1.0, quality_window_s=WINDOW_S),
+            # a run that passes the hour has but the end of it: what came before is missing, and no trouble
+            "objectives": config.Objectives(sensor_health=0.0001),
         }
         with running(place, **changes) as stack:
             for stage in (*STAGES, "dashboard"):
