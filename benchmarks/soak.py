@@ -259,7 +259,8 @@ def soak(settings: Settings, directory: Path, minutes: float, rate: float) -> di
             for thread in (samples, *cleaning):
                 thread.join(120)
     failed = [*watching.failed, *(text for each in cleaning for text in each.failed)]
-    files = [max(each[path]["most_files_a_day"] for each in samples.tables if path in each) for path in seen]
+    looks = [*samples.tables, seen]  # reconcile may have written its table just now
+    files = [max(each[path]["most_files_a_day"] for each in looks if path in each) for path in seen]
     return {
         "minutes": minutes,
         "rate": rate,
