@@ -45,6 +45,12 @@ def divided() -> tuple[int, int]:
     return cores[0], cores[-1]
 
 
+def peak_mib(pid: int) -> float:
+    """Largest resident memory of a running process up to now."""
+    told = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in told if line.startswith("VmHWM:")) / 1024
+
+
 def pipeline(*arguments: str) -> list[str]:
     """`pipeline ARGUMENTS`, as a command."""
     return [sys.executable, "-m", "apps.cli", *arguments]

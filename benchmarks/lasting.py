@@ -1,7 +1,8 @@
-"""Tables of what lasts, or grows, for docs/BENCHMARKS.md: a year, soaks, more processes, Ray, viewers."""
+"""Tables of what lasts, or grows, for docs/BENCHMARKS.md: a year, soaks, a batch, more processes, Ray, viewers."""
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 Result = dict[str, Any]
@@ -106,6 +107,30 @@ def soak(result: Result) -> dict[str, str]:
     }
 
 
+_WAYS = {"silver, gold": "`silver`, then `gold`", "Polars": "Polars, eager", "DuckDB": "DuckDB"}
+
+
+def batch(name: str, result: Result) -> dict[str, str]:
+    """Of all of Bronze at once."""
+    lines = []
+    for way, runs in result["ways"].items():
+        seconds = [run["wall_s"] for run in runs]
+        medians = {what: statistics.median(run[what] for run in runs) for what in ("cpu_s", "peak_mib", "mb")}
+        lines.append(
+            [
+                _WAYS[way],
+                f"{statistics.median(seconds):.1f}",
+                f"{min(seconds):.1f} - {max(seconds):.1f}",
+                f"{medians['cpu_s']:.1f}",
+                f"{medians['peak_mib']:,.0f}",
+                f"{medians['mb']:,.0f}",
+            ]
+        )
+    told = {f"{name}_{what}": f"{result[what]:,}" for what in ("readings", "repetitions", "bronze_mb", "max_rows")}
+    counted = {f"{name}_{what}": f"{count:,}" for what, count in result["counted"].items()}
+    return {name: table("| s | range | CPU s | peak MiB | MB written", lines), **told, **counted}
+
+
 def scale(result: Result) -> dict[str, str]:
     """Of more partitions and processes."""
     lines = [
@@ -193,6 +218,8 @@ MADE: dict[str, Callable[[Result], dict[str, str]]] = {
     "history": history,
     "soak_commits": commits,
     "soak": soak,
+    "batch": partial(batch, "batch"),
+    "backlog": partial(batch, "backlog"),
     "scale": scale,
     "engine": engine,
     "dashboard": dashboard,

@@ -5,7 +5,8 @@ stall shows in every reading that it holds up (no coordinated omission). One rea
 range, and so an anomaly for certain. Anomalies are read by a consumer of committed messages; Bronze, Silver and Gold
 by somebody who asks for the newest version of the table every LOOK_EVERY_S, the warehouse by one who asks its ledger
 as often. Percentiles are of all readings (or anomalies) after the warm-up; none may be missing. All stages, broker,
-store and PostgreSQL share the machine. `--only-stream`: ingest and detect alone.
+store and PostgreSQL share the machine. Of each stage the largest resident memory is told, from its start on.
+`--only-stream`: ingest and detect alone.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import psycopg
 
 from apps.local import ObjectStore, Postgres
 from benchmarks import results
-from benchmarks.costs import database
+from benchmarks.costs import database, peak_mib
 from contracts.tables import BRONZE_READINGS, GOLD_SENSOR_5MIN, SILVER_READINGS, Table
 from contracts.warehouse import FACTS, LEDGER, SCHEMA
 from pipeline.broker import kafka
@@ -172,8 +173,8 @@ class Tables:
 
 def measure(
     settings: Settings, directory: Path, rate: float, seconds: float, stages: tuple[str, ...]
-) -> dict[str, dict[str, float]]:
-    """Percentiles in milliseconds, by layer. Raises AssertionError where something does not come."""
+) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
+    """Percentiles in milliseconds, by layer; peak MiB, by stage. Raises AssertionError where something is missing."""
     kafka.create_topics(settings)
     tables = None
     if "load" in stages:
@@ -204,7 +205,8 @@ def measure(
         for each in (reader, *(tables.looking.values() if tables else ())):
             each.ended.set()
             each.join()
-    return {layer: _percentiles(latencies) for layer, latencies in seen.items()}
+        peaks = {stage: round(peak_mib(process.pid)) for stage, process in running.items()}
+    return {layer: _percentiles(latencies) for layer, latencies in seen.items()}, peaks
 
 
 def _arrived(tables: Tables, first: int, count: int) -> dict[str, np.ndarray] | None:
@@ -248,7 +250,7 @@ def main() -> None:
     stages = STREAM if asked.only_stream else STREAM + BATCH
     print(f"{', '.join(stages)}; {asked.seconds:g} s at each rate; {choose_broker()}; load {os.getloadavg()[0]:.1f}")
     print(f"{'events/s':>9} {'readable in':<12}" + "".join(f"{name + ' ms':>12}" for name in PERCENTILES))
-    lines, base = [], Settings()
+    lines, peaks, base = [], [], Settings()
     settings_told = {
         "linger_s": asked.linger,
         "detect_commit_interval_s": asked.commit_interval,
@@ -280,18 +282,24 @@ def main() -> None:
                     **more,
                 }
             )
-            for layer, found in measure(settings, directory / str(number), rate, asked.seconds, stages).items():
+            layers, mib = measure(settings, directory / str(number), rate, asked.seconds, stages)
+            for layer, found in layers.items():
                 lines.append({"rate": rate, "layer": layer, **found})
                 print(
                     f"{rate:>9,.0f} {layer:<12}" + "".join(f"{found[each]:>12,.0f}" for each in PERCENTILES),
                     flush=True,
                 )
+            peaks += [{"rate": rate, "stage": stage, "mib": most} for stage, most in mib.items()]
+            print(
+                f"{rate:>9,.0f} peak MiB: {', '.join(f'{stage} {most}' for stage, most in mib.items())}", flush=True
+            )
     results.save(
         "latency_stream" if asked.only_stream else "latency",
         asked.keep,
         seconds=asked.seconds,
         settings=settings_told,
         lines=lines,
+        peaks=peaks,
     )
 
 

