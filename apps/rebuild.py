@@ -113,9 +113,13 @@ def _silver(
     lake.open(SILVER_READINGS)  # only the stage creates it
     worker, found = Silver(settings, lake, registry), _Found(State.empty(settings.detection))
     with _holding(worker, clock, dry_run=dry_run) as hold:
+        lost = worker.lost()
+        if lost is not None and not dry_run:
+            worker.adopt(lost)
         hold()
         if dry_run:
             tables, version = worker.tables()
+            version = lost if version is None else version
         else:
             tables, known = worker.opened(clock())
             version = known.version

@@ -169,6 +169,18 @@ class Silver:
         tables = self._open_tables()
         return tables, progress(tables.readings, COVERED)
 
+    def lost(self) -> int | None:
+        """The newest version of Bronze, where Silver has nothing and Bronze's log no longer has what a stage would
+        build it from; else None."""
+        tables, covered = self.tables()
+        return tables.bronze.version() if covered is None and self._log.oldest() > 0 else None
+
+    def adopt(self, version: int) -> None:
+        """Say that Silver, which has no row, covers Bronze up to this version: what a rebuild of all of it fills."""
+        assert self._tables
+        versions = covering(COVERED, self._tables.bronze, version)
+        append(self._tables.readings, SILVER_READINGS, pl.DataFrame(schema=SILVER_READINGS.schema), versions)
+
     def hold(self, until: datetime) -> datetime:
         """Make the stages that run wait, by a commit that they have to see: until then, or until `swap`."""
         if self._tables is None:

@@ -67,7 +67,9 @@ class Log:
                 except FileNotFoundError as error:
                     raise HistoryMismatch(
                         f"{self._root} no longer has every version from {block[0]} to {block[-1]}, still to be read.",
-                        "The log was cleaned up too early, or the table restored: rebuild Silver from Bronze.",
+                        "The log was cleaned up too early, the table restored, or Silver lost. Remove silver and "
+                        "_state/silver from the lake, start silver, and when it says this again, run "
+                        "`pipeline rebuild silver`: it makes Silver of the rows that Bronze has.",
                     ) from error
             for version, path in zip(block, sorted(commits), strict=True):
                 yield version, _rows_added(commits[path])

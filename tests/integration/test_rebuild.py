@@ -16,14 +16,15 @@ from apps import cli, gold, quarantine, rebuild
 from apps.rebuild import Selection
 from apps.silver import COVERED, Silver
 from contracts.registry import Registry, load_registry, parse_registry
-from contracts.tables import SILVER_QUARANTINE, SILVER_READINGS
+from contracts.tables import BRONZE_READINGS, SILVER_QUARANTINE, SILVER_READINGS
 from pipeline import settings as config
-from pipeline.errors import BadInput, NotSetUp
+from pipeline.errors import BadInput, HistoryMismatch, NotSetUp
 from pipeline.lake.delta import Lake, progress
 from pipeline.monitoring.books import bronze_against_silver, fingerprints
 from pipeline.settings import Detection, environment
 from tests.integration.test_silver import (
     IMPOSSIBLE,
+    NOW,
     Crash,
     Faults,
     Pieces,
@@ -305,3 +306,24 @@ def test_rebuilds_on_the_command_line(world: World, tmp_path: Path) -> None:
         told(world, tmp_path, "rebuild", "gold", "--from", "2026-04-02", "--to", "2026-04-01")
     with pytest.raises(BadInput, match="no rule heat"):
         told(world, tmp_path, "quarantine", "list", "--rule", "heat")
+
+
+def test_a_silver_that_was_lost_after_bronzes_log_was_shortened_is_made_again(world: World) -> None:
+    """Which commit brought a row, nobody can tell any more."""
+    silver = (SILVER_READINGS, SILVER_QUARANTINE)
+    before = [content(world.lake, table).drop("source_file") for table in silver]
+    bronze = world.lake.open(BRONZE_READINGS)
+    bronze.create_checkpoint()
+    for version in range(bronze.version()):
+        Path(world.lake.uri(f"bronze/readings/_delta_log/{version:020}.json")).unlink()
+    for place in ("silver", "_state/silver"):
+        shutil.rmtree(world.lake.uri(place))
+    with pytest.raises(HistoryMismatch, match="no longer has every version from 0") as told:
+        world.silver().cycle(NOW)
+    assert "pipeline rebuild silver" in told.value.todo
+    for dry_run in (True, False):
+        assert world.rebuild(dry_run=dry_run).restored == sum(map(len, before))
+    for left, table in zip(before, silver, strict=True):
+        assert_frame_equal(left, content(world.lake, table).drop("source_file"), check_exact=True)
+    commit(world.lake, further((0, 900, 900, 20.0, "degC")))
+    assert catch_up(world.silver()) == 1
