@@ -37,6 +37,12 @@ TABLES = (
 )
 
 
+def _ingested() -> dict[str, pl.Expr]:
+    """When Bronze commits, a second after a message came, and the day of that."""
+    at = pl.col("raw_timestamp") + timedelta(seconds=1)
+    return {"ingested_at": at, "ingest_date": at.dt.date()}
+
+
 class FleetLake:
     """Adds readings, and lets Silver and Gold follow."""
 
@@ -69,7 +75,7 @@ class FleetLake:
         split = decode(raw, sensor_types=self._types, now=now, clock_skew_s=0.0)
         bronze = as_bronze(split.valid).with_columns(
             (pl.col("batch_offset") + first).alias("batch_offset"),
-            (pl.col("raw_timestamp") + timedelta(seconds=1)).alias("ingested_at"),
+            **_ingested(),
         )
         self._add(BRONZE_READINGS, bronze)
         dead = [
@@ -108,8 +114,7 @@ class FleetLake:
             .with_columns(
                 batch_offset=pl.col("raw_offset"),
                 window_start=pl.col("timestamp").dt.truncate("5m"),
-                ingested_at=pl.col("raw_timestamp") + timedelta(seconds=1),
-                ingest_date=pl.col("raw_timestamp").dt.date(),
+                **_ingested(),
             )
             .select(BRONZE_ANOMALIES.schema.names())
             .collect()
