@@ -308,7 +308,14 @@ def test_rebuilds_on_the_command_line(world: World, tmp_path: Path) -> None:
         told(world, tmp_path, "quarantine", "list", "--rule", "heat")
 
 
-def test_a_silver_that_was_lost_after_bronzes_log_was_shortened_is_made_again(world: World) -> None:
+@pytest.mark.parametrize(
+    "parts",
+    [[EVERYTHING], [Selection(last=date(2026, 3, 31)), Selection(first=date(2026, 4, 1))]],
+    ids=["at once", "range after range"],
+)
+def test_a_silver_that_was_lost_after_bronzes_log_was_shortened_is_made_again(
+    world: World, parts: list[Selection]
+) -> None:
     """Which commit brought a row, nobody can tell any more."""
     silver = (SILVER_READINGS, SILVER_QUARANTINE)
     before = [content(world.lake, table).drop("source_file") for table in silver]
@@ -322,7 +329,7 @@ def test_a_silver_that_was_lost_after_bronzes_log_was_shortened_is_made_again(wo
         world.silver().cycle(NOW)
     assert "pipeline rebuild silver" in told.value.todo
     for dry_run in (True, False):
-        assert world.rebuild(dry_run=dry_run).restored == sum(map(len, before))
+        assert sum(world.rebuild(part=part, dry_run=dry_run).restored for part in parts) == sum(map(len, before))
     for left, table in zip(before, silver, strict=True):
         assert_frame_equal(left, content(world.lake, table).drop("source_file"), check_exact=True)
     commit(world.lake, further((0, 900, 900, 20.0, "degC")))
