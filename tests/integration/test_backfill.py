@@ -1,18 +1,20 @@
 """backfill on a real Kafka: what Bronze lacks is published again, once, whatever happens in between."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from confluent_kafka import Producer, TopicPartition
+from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from typer.testing import CliRunner
 
-from apps import backfill, bronze, ingest, reconcile
+from apps import backfill, bronze, ingest, query, reconcile
 from apps.cli import app
 from contracts.tables import BRONZE_DEAD_LETTERS, BRONZE_READINGS
 from pipeline.broker import kafka, offsets
@@ -186,3 +188,29 @@ def test_what_has_expired_is_named_and_not_repaired(settings: Settings) -> None:
     shown = told("--partition", "1")
     assert "Published 1 readings and 0 dead letters" in shown
     assert "partition 1: offsets 2 to 3 are in no table and have expired" in shown
+
+
+def test_an_ingest_that_lost_its_offsets_goes_on_where_operations_says(settings: Settings) -> None:
+    leaving = settings.kafka.model_copy(update={"static_members": False})  # a static member stays for its session
+    settings = settings.model_copy(update={"kafka": leaving})
+    kafka.create_topics(settings)
+    send(settings, 200)
+    ingest.run(settings, until_caught_up=True)
+    send(settings, 100)
+    group, admin = settings.group("ingest"), AdminClient(kafka.client(settings))
+    admin.delete_consumer_groups([group])[group].result(10)
+    assert offsets.committed(settings, group, kafka.RAW) == {}
+
+    bronze.run(settings, until_caught_up=True)
+    document = (Path(__file__).parents[2] / "docs/OPERATIONS.md").read_text()
+    (sql,) = re.findall(r'^pipeline query "(.* UNION ALL .*)"$', document, re.MULTILINE)
+    topic = kafka.topic(settings, kafka.RAW)
+    places = [TopicPartition(topic, *place) for place in query.ask(Lake(settings.lake), sql).iter_rows()]
+    asked = [ConsumerGroupTopicPartitions(group, places)]
+    admin.alter_consumer_group_offsets(asked)[group].result(10)
+
+    ingest.run(settings, until_caught_up=True)
+    bronze.run(settings, until_caught_up=True)
+    found = rows(settings)
+    assert len(found) == 300
+    assert set(found.values()) == {1}
