@@ -3,7 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import polars as pl
@@ -186,6 +186,9 @@ class LakeWatch:
 
     def _health_of(self, now: datetime) -> float:
         hour = now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=1)
+        begun = self._tables.open(BRONZE_READINGS).metadata().created_time
+        if hour < datetime.fromtimestamp(begun / 1000, UTC):
+            return math.nan  # nobody took what came before: late readings are all that there is of it
         opened = self._tables.open(GOLD_LOCATION_HOURLY)
         rows = scan(opened, patient=False).filter(pl.col("event_date") == hour.date(), pl.col("hour") == hour)
         known = rows.filter(pl.col("health_pct").is_not_null()).select("health_pct", "sensors_expected")

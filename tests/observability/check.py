@@ -43,7 +43,7 @@ EMPTY = {
 
 SOMETIMES = {
     "Health|pipeline_sensor_health_ratio|pipeline:objective:kept of sensor health": (
-        "the last full hour has readings only if late ones were of it"
+        "an hour in which Bronze was made is not judged"
     ),
 }
 """The same, of what may have data or not."""

@@ -16,6 +16,7 @@ from apps.monitor import Monitor
 from apps.silence import Ear
 from apps.status import Observer, show_history, told_by
 from apps.vitals import own
+from contracts.tables import BRONZE_READINGS
 from pipeline.broker.offsets import Survey
 from pipeline.errors import PipelineError, Unreachable
 from pipeline.lake.delta import Lake
@@ -30,11 +31,9 @@ from tests.fleet_lake import FleetLake
 SENSORS = 8
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, datetime]:
-    """Ten minutes of a fleet that ended just now: settings of the lake, and the end."""
-    root = tmp_path_factory.mktemp("lake")
-    settings = Settings.model_validate(
+def settings_of(root: Path) -> Settings:
+    """A lake on disk; broker, warehouse and monitor are away."""
+    return Settings.model_validate(
         {
             "lake": {"uri": str(root)},
             "kafka": {"bootstrap_servers": "127.0.0.1:1", "timeout_s": 0.2},
@@ -43,6 +42,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, datetime]
             "dashboard": {"monitor": "127.0.0.1:1"},
         }
     )
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, datetime]:
+    """Ten minutes of a fleet that ended just now: settings of the lake, and the end."""
+    settings = settings_of(tmp_path_factory.mktemp("lake"))
     now = datetime.now(UTC)
     FleetLake(settings).fill(Fleet(sensors=SENSORS, seed=1), now - timedelta(minutes=2), now, interval_s=5.0)
     return settings, now
@@ -245,6 +250,33 @@ def test_monitor_counts_the_silent_while_the_stream_flows_and_nobody_when_it_sta
         assert math.isnan(counted(monitor, now + timedelta(minutes=7)))
     stalled = {labels["stage"]: value for labels, value in own()["pipeline_stalled_seconds"]}
     assert stalled["ingest"] == 60.0
+
+
+def test_an_hour_in_which_the_lake_began_tells_nothing_of_the_sensors_health(tmp_path: Path) -> None:
+    now = datetime.now(UTC)
+    hour = now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=1)
+
+    def health(place: Path, begun: datetime) -> float:
+        settings = settings_of(place)
+        _begin(settings, begun)
+        FleetLake(settings).fill(Fleet(sensors=SENSORS, seed=1), hour, hour + timedelta(minutes=6), interval_s=10.0)
+        with closing(Monitor(settings, record=False)) as monitor:
+            monitor.measure(now)
+        return own()["pipeline_sensor_health_ratio"][0][1]
+
+    assert health(tmp_path / "old", hour) == pytest.approx(0.1, abs=0.01)
+    # late readings of a new lake, say, are a part of what this hour had
+    assert math.isnan(health(tmp_path / "new", hour + timedelta(seconds=1)))
+
+
+def _begin(settings: Settings, at: datetime) -> None:
+    """Bronze, as if it was made then."""
+    table = Lake(settings.lake).ensure(BRONZE_READINGS)
+    (first,) = Path(settings.lake.uri, BRONZE_READINGS.path, "_delta_log").glob("*0.json")
+    made = f'"createdTime":{table.metadata().created_time}'
+    log = first.read_text()
+    assert made in log
+    first.write_text(log.replace(made, f'"createdTime":{int(at.timestamp() * 1000)}'))
 
 
 def test_monitor_lives_through_an_outage_of_the_store_knows_nothing_and_is_back(
