@@ -32,6 +32,13 @@ def test_without_an_offset_a_second_shell_needs_no_variable() -> None:
     assert environment(demo.shifted(Settings(), 0)) == {}
 
 
+def test_bad_data_of_the_fleet_leaves_room_to_the_objectives() -> None:
+    shares = dict(zip(demo.FLEET[::2], map(float, demo.FLEET[1::2]), strict=True))
+    promised = Settings().objectives
+    assert 0 < shares["--malformed-rate"] <= (1 - promised.quality) / 2
+    assert 0 < shares["--late-rate"] <= promised.late_share / 2
+
+
 @pytest.mark.parametrize(
     ("settings", "variable"),
     [
