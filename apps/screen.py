@@ -97,4 +97,4 @@ def _count(number: int | None) -> str:
 
 
 def _ago(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{duration(seconds)} ago"
+    return "-" if seconds is None else f"{duration(max(0.0, seconds))} ago"  # it may have come after it was asked for

@@ -1,6 +1,7 @@
 """What the demo shows: one live screen on a terminal, plain lines elsewhere."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -28,6 +29,16 @@ VITALS = Vitals(
 
 def test_a_line_holds_rates_and_rows() -> None:
     assert line(VITALS) == "ingest 100/s | rows: bronze/readings 12,000, gold/sensor_5min -, warehouse 7"
+
+
+def test_what_was_committed_while_it_was_asked_for_is_not_of_the_future() -> None:
+    written = io.StringIO()
+    with Live(console=Console(file=written, force_terminal=True, width=120), auto_refresh=False) as live:
+        now = replace(VITALS.layers["warehouse"], commit_age_s=-0.1)
+        Screen("A title", live).show(replace(VITALS, layers={"warehouse": now}))
+        live.refresh()
+    assert "0.0 s ago" in written.getvalue()
+    assert "-0.1" not in written.getvalue()
 
 
 def test_without_a_terminal_there_are_plain_lines_not_more_often_than_every_few_seconds(
