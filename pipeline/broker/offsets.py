@@ -111,16 +111,14 @@ class Survey:
             reader = reader or kafka.consumer(self._settings, group)
             try:
                 reader.poll(0)  # takes a new token where one is due
-                answers = reader.committed(places, timeout=self._settings.kafka.timeout_s)
-                _raise_first(answers)
+                answers = _committed(self._settings, reader, places)
             except KafkaException:
                 reader.close()
                 raise
         self._readers[group] = reader
         found: dict[str, dict[int, int]] = {}
         for answer in answers:
-            if answer.offset >= 0:
-                found.setdefault(short[answer.topic], {})[answer.partition] = answer.offset
+            found.setdefault(short[answer.topic], {})[answer.partition] = answer.offset
         return found
 
     def close(self) -> None:
@@ -152,9 +150,14 @@ def committed(settings: Settings, group: str, name: str) -> dict[int, int]:
     partitions = range(kafka.require_topics(settings, name)[name])
     with translated(settings, f"read the offsets of group {group}"), kafka.consumer(settings, group) as reader:
         asked = [TopicPartition(kafka.topic(settings, name), partition) for partition in partitions]
-        answers = reader.committed(asked, timeout=settings.kafka.timeout_s)
-        _raise_first(answers)
-    return {answer.partition: answer.offset for answer in answers if answer.offset >= 0}
+        return {answer.partition: answer.offset for answer in _committed(settings, reader, asked)}
+
+
+def _committed(settings: Settings, reader: Consumer, places: list[TopicPartition]) -> list[TopicPartition]:
+    """Those of the places that the reader's group has committed, with the offset."""
+    answers = reader.committed(places, timeout=settings.kafka.timeout_s)
+    _raise_first(answers)
+    return [answer for answer in answers if answer.offset >= 0]
 
 
 def check_group(settings: Settings, stage: str, name: str) -> None:
