@@ -72,7 +72,8 @@ def definitions(place: Path) -> str:
     """The operators' kinds, as their modules define them."""
     found = []
     for folder, names in OPERATORS.items():
-        module, version, inside = re.fullmatch(r"(.+)@([^/]+)/(.+)", folder).groups()  # type: ignore[union-attr]
+        module, _, place_in_it = folder.partition("@")
+        version, _, inside = place_in_it.partition("/")
         told = json.loads(go(place, "mod", "download", "-json", f"{module}@{version}"))
         found += [(Path(told["Dir"]) / inside / f"{name}.yaml").read_text() for name in names]
     return "\n---\n".join(found)
