@@ -12,7 +12,9 @@ BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE
 
 ARGS ?=
+ALL ?=
 COVERAGE ?=
+QUICK := -m "not thorough" --hypothesis-profile=quick
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--custom-compile-command "make requirements" pyproject.toml
 
@@ -32,8 +34,9 @@ setup: .venv/.complete ## Build .venv from the pinned requirements (the others d
 demo: setup ## The whole pipeline on this machine, until Ctrl-C (ARGS="--port-offset 100": on other ports)
 	@$(BIN)/pipeline demo $(ARGS)
 
-test: setup ## All tests (COVERAGE=1: and what they cover, 90 % at least; ARGS="tests/unit -x": some of them)
-	@$(BIN)/pytest -n 4 --dist worksteal $(if $(COVERAGE),--cov --cov-report=term-missing $(if $(ARGS),,--cov-fail-under=90)) $(ARGS)
+test: setup ## Each proof once (ALL=1: all tests; COVERAGE=1: what they cover, with ALL 90 % at least; ARGS="tests/unit -x": some, whole)
+	@$(BIN)/pytest -n 4 --dist worksteal $(if $(ALL)$(ARGS),,$(QUICK)) \
+	$(if $(COVERAGE),--cov --cov-report=term-missing $(if $(ALL),$(if $(ARGS),,--cov-fail-under=90))) $(ARGS)
 
 lint: setup ## Style: ruff, its rules and its format
 	$(BIN)/ruff check .

@@ -20,9 +20,9 @@ from pipeline.settings import Settings
 from tests.services import EMBEDDED, Store, choose_broker, running_kafka, shared, unique
 from tests.tools import missing
 
-hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one is no defect
-hypothesis.settings.load_profile("any machine")
-
+hypothesis.settings.register_profile("thorough", deadline=None)  # a busy machine is no defect
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=25)  # `make test` without ALL asks for it
+hypothesis.settings.load_profile("thorough")
 
 gc.disable()  # until all is collected: half a million objects that stay need no looking through, again and again
 

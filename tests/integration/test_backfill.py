@@ -102,6 +102,7 @@ def test_gaps_that_reconcile_found_are_repaired(
     assert found["gaps"] == found["repeats"] == []
 
 
+@pytest.mark.thorough
 def test_killed_in_the_middle_and_run_again_it_publishes_nothing_twice(
     settings: Settings, whole: Counter[tuple[int, int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +127,7 @@ def test_killed_in_the_middle_and_run_again_it_publishes_nothing_twice(
     assert again.readings + again.dead == lost - 60, "three slices were committed"
 
 
+@pytest.mark.thorough
 def test_a_second_one_fences_the_first_and_leaves_nothing_for_it(
     settings: Settings, whole: Counter[tuple[int, int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +170,7 @@ def test_the_range_is_told_by_times_or_by_offsets(settings: Settings) -> None:
             ranges(**wrong)
 
 
+@pytest.mark.thorough
 def test_what_has_expired_is_named_and_not_repaired(settings: Settings) -> None:
     kafka.create_topics(settings)
     send(settings, 100)
@@ -190,6 +193,7 @@ def test_what_has_expired_is_named_and_not_repaired(settings: Settings) -> None:
     assert "partition 1: offsets 2 to 3 are in no table and have expired" in shown
 
 
+@pytest.mark.thorough
 def test_an_ingest_that_lost_its_offsets_goes_on_where_operations_says(settings: Settings) -> None:
     leaving = settings.kafka.model_copy(update={"static_members": False})  # a static member stays for its session
     settings = settings.model_copy(update={"kafka": leaving})

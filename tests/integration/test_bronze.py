@@ -190,7 +190,13 @@ def test_a_lake_that_was_wiped_under_its_group_is_an_error_that_names_the_way_ou
     assert "--reset-offsets --to-offset 0" in told.value.todo
 
 
-@pytest.mark.parametrize("messages", [1, 3], ids=["with fewer messages", "with more messages"])
+@pytest.mark.parametrize(
+    "messages",
+    [
+        pytest.param(1, marks=pytest.mark.thorough, id="with fewer messages"),
+        pytest.param(3, id="with more messages"),
+    ],
+)
 def test_a_topic_that_was_made_anew_is_an_error_that_says_so(ready: Settings, messages: int) -> None:
     if messages > 2 and kafka.topic_id(ready, ANOMALIES) is None:
         pytest.skip("this broker's topics have no identity")
@@ -271,6 +277,7 @@ def test_a_replica_whose_place_another_one_took_ends(ready: Settings) -> None:
     assert "fenced" in str(first.error)
 
 
+@pytest.mark.thorough
 def test_a_store_that_goes_away_ends_it_after_a_while_and_loses_nothing(ready: Settings, store: Store) -> None:
     with FaultProxy(store.endpoint_url) as proxy:
         lake = ready.lake.model_copy(update={"endpoint_url": proxy.endpoint_url})
@@ -304,6 +311,7 @@ def test_a_store_that_comes_back_in_time_is_only_a_pause(ready: Settings, store:
         assert raw_offsets(settings) == list(range(400))
 
 
+@pytest.mark.thorough
 def test_a_rebalance_while_it_waits_for_the_store_leaves_no_partition_paused(
     ready: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

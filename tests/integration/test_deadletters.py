@@ -148,6 +148,7 @@ def test_a_second_replay_fences_the_first(settings: Settings, monkeypatch: pytes
     assert set(replayed(settings).values()) == {1}
 
 
+@pytest.mark.thorough
 def test_a_letter_that_is_refused_again_and_again_is_parked(
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -86,6 +86,7 @@ def test_a_fleet_reaches_gold_within_a_minute_and_ctrl_c_leaves_no_process(tmp_p
         assert process.returncode == 0, printed.read_text()
 
 
+@pytest.mark.thorough
 def test_a_file_goes_through_to_the_warehouse_and_the_books_balance(tmp_path: Path, offset: int) -> None:
     """Two days of it: every day is a partition of every table, and all of it goes through in test_nab."""
     report, two_days = tmp_path / "out.json", tmp_path / "two-days.csv.gz"
@@ -127,6 +128,7 @@ def test_a_taken_port_is_told_before_anything_starts(tmp_path: Path, offset: int
     assert not (tmp_path / ".demo").exists()
 
 
+@pytest.mark.thorough
 def test_a_stage_that_dies_ends_the_demo_with_its_last_lines(tmp_path: Path, offset: int) -> None:
     with demo(tmp_path, offset) as (process, printed):
 
@@ -144,6 +146,7 @@ def test_a_stage_that_dies_ends_the_demo_with_its_last_lines(tmp_path: Path, off
     assert "silver.log" in printed.read_text()
 
 
+@pytest.mark.thorough
 def test_a_demo_that_is_killed_takes_everything_with_it(tmp_path: Path, offset: int) -> None:
     with demo(tmp_path, offset) as (process, printed):
 

@@ -104,6 +104,7 @@ def readiness(port: int) -> str:
         return ""
 
 
+@pytest.mark.thorough
 @pytest.mark.kafka
 @pytest.mark.slow
 @pytest.mark.timeout(900)

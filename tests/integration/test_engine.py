@@ -75,6 +75,7 @@ def rebuilt(world: World, engine: Engine | None = None) -> Rebuilt:
     return rebuild.silver(world.settings, AFTER, EVERYTHING, dry_run=False, **more)
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_silver_rebuilt_in_parts_is_silver_rebuilt_in_one(built: World, engine: Engine, tmp_path: Path) -> None:
     here, there = built.copied(tmp_path / "here"), built.copied(tmp_path / "there")
@@ -88,6 +89,7 @@ def test_silver_rebuilt_in_parts_is_silver_rebuilt_in_one(built: World, engine: 
     assert rebuilt(there, engine).rescored == 0
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_gold_rebuilt_in_parts_is_gold_rebuilt_in_one(lake: Lake, engine: Engine) -> None:
     def made_again(**more: Any) -> list[Any]:

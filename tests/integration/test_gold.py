@@ -55,7 +55,7 @@ def test_catching_up_in_bits_gives_the_same(settings: Settings, lake: Lake) -> N
     assert_gold(lake, Oracle(TYPES), everything)
 
 
-@pytest.mark.parametrize("commits", [0, 1, 2, 3])
+@pytest.mark.parametrize("commits", [pytest.param(n, marks=pytest.mark.thorough if n != 1 else ()) for n in range(4)])
 def test_a_crash_between_the_three_commits_leaves_nothing_to_repair(
     settings: Settings, lake: Lake, commits: int
 ) -> None:
@@ -97,6 +97,7 @@ def test_two_gold_jobs_side_by_side_lose_and_double_nothing(settings: Settings, 
     assert_gold(lake, Oracle(TYPES), readings)
 
 
+@pytest.mark.thorough
 def test_compaction_of_gold_between_two_cycles_does_no_harm(settings: Settings, lake: Lake) -> None:
     readings = [reading(n) for n in range(0, 1200, 100)]
     running = gold.refreshes_of(settings, lake)

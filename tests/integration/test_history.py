@@ -127,6 +127,7 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[
         yield {name: Site(store, days).counted() for name, days in DAYS.items()}
 
 
+@pytest.mark.thorough
 @pytest.mark.s3
 @pytest.mark.parametrize("step", ["take_silver", "take_gold", "reconcile"])
 def test_a_cycle_asks_the_store_as_often_after_a_month_as_on_the_first_day(
@@ -136,6 +137,7 @@ def test_a_cycle_asks_the_store_as_often_after_a_month_as_on_the_first_day(
     assert 0 < later <= first + SLACK, counts
 
 
+@pytest.mark.thorough
 @pytest.mark.s3
 def test_a_cycle_of_gold_does_not_read_the_log_of_its_tables(tmp_path: Path) -> None:
     """However many commits have come since the last checkpoint; all of them are of one window."""

@@ -445,6 +445,7 @@ def test_killed_at_work_and_started_again_nothing_is_lost_or_twice(settings: Set
     assert_exactly_once(settings)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(embedded, reason="the embedded broker waits for a killed member for ever")
@@ -486,6 +487,7 @@ def assert_share(settings: Settings, *names: str) -> None:
     until(moved, "each partition moves on", START_S)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(embedded, reason="the embedded broker waits for a killed member for ever")

@@ -195,6 +195,7 @@ def test_who_cannot_prove_who_he_is_is_told_at_once(
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_tokens_of_msk_are_renewed_before_they_end(
     operator: Settings, guarded: ApacheKafka, certificates: Certificates, monkeypatch: pytest.MonkeyPatch

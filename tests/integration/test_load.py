@@ -136,6 +136,7 @@ def test_a_late_reading_loads_its_windows_only(world: World, loader: Loader) -> 
     world.assert_warehouse_is_gold()
 
 
+@pytest.mark.thorough
 def test_many_small_pieces_are_one_load(world: World) -> None:
     world.add(*range(0, 9000, 50))
     small = world.settings.model_copy(update={"load": config.Job(max_rows=5)})
@@ -230,6 +231,7 @@ def test_windows_that_gold_no_longer_has_go(world: World, loader: Loader) -> Non
     assert world.rows(SENSORS)["window_start"].to_list() == [START]
 
 
+@pytest.mark.thorough
 def test_a_loader_that_looked_at_gold_before_another_one_loaded_comes_again(world: World, loader: Loader) -> None:
     world.add(1)
     loader.open()
@@ -254,6 +256,7 @@ def test_gold_restored_to_an_earlier_version_stops_the_load(world: World, loader
         loader.load(SENSORS)
 
 
+@pytest.mark.thorough
 def test_locations_that_differ_by_a_nul_are_loaded_apart(world: World, loader: Loader) -> None:
     """From before the wire refused control characters."""
     beside = ["\x00", "\ufffd", "\x01", "0", "\x010", "\x01\x00", "\x011"]

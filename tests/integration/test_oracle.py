@@ -153,6 +153,7 @@ IN_BRONZE: dict[str, tuple[Callable[[DeltaTable], None], Callable[[Findings], bo
 }
 
 
+@pytest.mark.thorough
 def test_the_auditor_has_nothing_to_say_of_a_whole_pipeline_and_finds_whatever_is_changed(piped: Settings) -> None:
     evidence = gather(piped)
     assert len(evidence.raw) == MESSAGES

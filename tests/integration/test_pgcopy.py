@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline import settings as config
 from pipeline.warehouse import pgcopy
+from tests.examples import examples
 
 pytestmark = pytest.mark.postgres
 
@@ -75,7 +76,7 @@ def same(found: Any, sent: Any) -> bool:
     return bool(found == sent)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(*(st.none() | values for *_, values in COLUMNS.values())), max_size=9), st.integers(1, 10))
 @example([(None,) * len(COLUMNS)] * 2, 1)
 @example([("x" * 300_000, 1, 1, -0.0, True, LATEST_DAY, LATEST_US, "")], 1)

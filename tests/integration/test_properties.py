@@ -37,6 +37,7 @@ from pipeline.gold.refresh import Refresh
 from pipeline.lake.delta import Lake
 from pipeline.settings import Settings
 from tests import gold_tables, silver_oracle
+from tests.examples import examples
 from tests.gold_oracle import Oracle, Reading
 from tests.integration.test_silver import NOW, Crash, Faults, assert_same, commit, content, local
 from tests.silver_oracle import (
@@ -214,7 +215,7 @@ MADE = {"source_file", "pipeline_version", "registry_version"}
 
 
 @hypothesis_settings(
-    max_examples=8,
+    max_examples=examples(8),
     suppress_health_check=[HealthCheck.too_slow],
     phases=[Phase.explicit, Phase.generate],  # an example takes a second: as it was found is good enough
 )

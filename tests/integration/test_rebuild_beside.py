@@ -126,7 +126,7 @@ def test_a_stage_that_starts_just_before_a_rebuild_commits_leaves_it_its_state(
     assert "is missing" not in caplog.text
 
 
-@pytest.mark.parametrize("step", ["commit", "deliver"])
+@pytest.mark.parametrize("step", ["commit", pytest.param("deliver", marks=pytest.mark.thorough)])
 def test_what_a_rebuild_changed_is_told_though_it_heard_of_an_error_after_its_commit(
     world: World, monkeypatch: pytest.MonkeyPatch, from_scratch: World, step: str
 ) -> None:
@@ -206,6 +206,7 @@ def test_a_rebuild_that_is_interrupted_lets_the_stage_go_on(world: World, monkey
     assert world.silver().cycle(NOW + timedelta(seconds=1)) == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.s3
 def test_on_an_object_store_a_release_and_a_rebuild_beside_a_stage_that_works_give_a_build_from_scratch(
     lake_settings: config.Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -247,12 +247,14 @@ def drop(layers: Layers, table: Table, where: str) -> None:
             "repeats",
             {"step": "raw -> bronze", "partition": 0, "offset": 5, "places": ["readings", "readings"]},
             id="a row of Bronze is doubled",
+            marks=pytest.mark.thorough,
         ),
         pytest.param(
             spoil_a_value_of_bronze,
             "changed",
             {"step": "bronze -> silver", "partition": 0, "offset": 2, "what": ["value or unit as sent"]},
             id="a value of Bronze was changed",
+            marks=pytest.mark.thorough,
         ),
         pytest.param(
             lambda layers: layers.open(GOLD_SENSOR_5MIN).update(
@@ -280,6 +282,7 @@ def drop(layers: Layers, table: Table, where: str) -> None:
             "extra",
             {"step": "raw -> bronze", "partition": 0, "from": 40, "to": 40, "count": 1},
             id="a row of Bronze was never sent",
+            marks=pytest.mark.thorough,
         ),
         pytest.param(
             lambda layers: drop(layers, SILVER_READINGS, "raw_offset = 7"),
@@ -292,6 +295,7 @@ def drop(layers: Layers, table: Table, where: str) -> None:
             "repeats",
             {"step": "bronze -> silver", "partition": 0, "offset": 2, "places": ["readings", "readings"]},
             id="a row of Silver is doubled",
+            marks=pytest.mark.thorough,
         ),
         pytest.param(
             lambda layers: layers.open(SILVER_READINGS).update(
@@ -300,6 +304,7 @@ def drop(layers: Layers, table: Table, where: str) -> None:
             "changed",
             {"step": "bronze -> silver", "partition": 0, "offset": 2, "what": ["value or unit as sent"]},
             id="a value of Silver was changed",
+            marks=pytest.mark.thorough,
         ),
         pytest.param(
             lambda layers: drop(layers, SILVER_QUARANTINE, "true"),
@@ -407,7 +412,10 @@ def test_a_wrong_count_in_the_warehouse_is_named(layers: Layers) -> None:
             lambda layers: layers.written(kafka.READINGS, 2), "raw -> bronze", id="micro-batches that Bronze has not"
         ),
         pytest.param(
-            lambda layers: layers.add(SILVER_READINGS, silver([])), None, id="a commit without rows is nothing"
+            lambda layers: layers.add(SILVER_READINGS, silver([])),
+            None,
+            id="a commit without rows is nothing",
+            marks=pytest.mark.thorough,
         ),
     ],
 )

@@ -193,8 +193,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Lake:
     return lake
 
 
-@pytest.mark.parametrize("state", ["kept", "lost"])
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("state", ["kept", pytest.param("lost", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("when", [pytest.param("before", marks=pytest.mark.thorough), "after"])
 @pytest.mark.parametrize("step", Faults.STEPS)
 def test_a_crash_at_any_step_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Lake, step: str, when: str, state: str

@@ -164,6 +164,7 @@ def test_at_a_rate_messages_leave_when_they_are_due(settings: Settings, topics: 
     assert min(behind_s) > -0.05  # none is sent early (the broker's clock counts in milliseconds)
 
 
+@pytest.mark.thorough
 def test_the_real_series_are_replayed_whole_each_in_its_order(settings: Settings, topics: list[str]) -> None:
     run(settings, replay_csv=NAB)
     with gzip.open(NAB, "rt") as source:
@@ -176,6 +177,7 @@ def test_the_real_series_are_replayed_whole_each_in_its_order(settings: Settings
         assert got == [event_id for event_id in expected if event_id in mine]
 
 
+@pytest.mark.thorough
 def test_a_full_queue_of_the_client_makes_a_replay_wait_and_loses_nothing(
     settings: Settings, topics: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,6 +312,7 @@ def test_an_unreachable_broker_is_an_error_after_bounded_retries(tmp_path: Path)
         run(settings, max_events=10)
 
 
+@pytest.mark.thorough
 def test_a_broker_that_dies_on_the_way_ends_it_with_the_number_of_messages_not_delivered(tmp_path: Path) -> None:
     broker = Broker(tmp_path / "broker")
     broker.start()

@@ -108,6 +108,7 @@ def test_a_day_with_few_files_is_left_alone(lake: Lake, sink: DeltaSink) -> None
     assert lake.open(BRONZE_READINGS).version() == 3
 
 
+@pytest.mark.thorough
 def test_a_sink_and_compactions_do_not_disturb_each_other(lake: Lake, sink: DeltaSink) -> None:
     done = threading.Event()
     failed: list[BaseException] = []

@@ -32,6 +32,12 @@ from tests.fakeredshift import FakeRedshift, Hook, Server
 
 pytestmark = pytest.mark.postgres
 ON_S3 = pytest.param("redshift", marks=pytest.mark.s3)  # a COPY reads from there
+TWICE = pytest.mark.parametrize(
+    "world",
+    ["postgresql", pytest.param("redshift", marks=[pytest.mark.s3, pytest.mark.thorough])],
+    indirect=True,
+)
+"""In Redshift's dialect once more: most of what these tests prove is the loader's."""
 
 START = datetime(2026, 2, 28, 23, 0, tzinfo=UTC)
 FIVE = timedelta(minutes=5)
@@ -238,7 +244,10 @@ def cut_off(connection: "psycopg.Connection[Any]") -> None:
 
 @pytest.mark.parametrize(
     ("world", "how"),
-    [("postgresql", dying), pytest.param("redshift", cut_off, marks=pytest.mark.s3)],
+    [
+        pytest.param("postgresql", dying, marks=pytest.mark.thorough),
+        pytest.param("redshift", cut_off, marks=pytest.mark.s3),
+    ],
     indirect=["world"],
 )
 def test_a_load_that_dies_at_any_step_leaves_nothing_and_the_next_is_whole(
@@ -274,6 +283,7 @@ def test_a_load_that_dies_at_any_step_leaves_nothing_and_the_next_is_whole(
     assert len(world.ledger()) == 6
 
 
+@TWICE
 def test_two_loaders_at_once_load_each_version_once(world: World) -> None:
     for at in range(3):
         world.put("a", "b", at=at)
@@ -324,6 +334,7 @@ def test_a_serialisation_error_is_tried_again_and_not_for_ever(world: World, rai
             retrying(world.settings.model_copy(update={"retry_s": 0.1}), "load", lambda: loader.load(SENSORS))
 
 
+@TWICE
 def test_while_another_loader_works_one_waits_leaves_and_comes_again(world: World, loader: Loader) -> None:
     world.put("a")
     with closing(world.warehouse()) as other:
@@ -336,6 +347,7 @@ def test_while_another_loader_works_one_waits_leaves_and_comes_again(world: Worl
         assert loader.load(SENSORS) == 1
 
 
+@TWICE
 def test_windows_from_a_time_on_are_loaded_again_and_a_table_as_a_whole(world: World, loader: Loader) -> None:
     for at in (0, 12, 13):
         world.put("a", at=at)
@@ -352,6 +364,7 @@ def test_windows_from_a_time_on_are_loaded_again_and_a_table_as_a_whole(world: W
     assert len(world.ledger()) == 3
 
 
+@TWICE
 def test_a_dry_run_prints_what_would_be_done_and_does_nothing(world: World, loader: Loader) -> None:
     world.put("a")
     load_all(loader)
@@ -452,6 +465,7 @@ def test_a_manifest_that_is_not_true_fails_as_a_whole(
     assert redshift.rows(SENSORS).is_empty()
 
 
+@pytest.mark.thorough
 @pytest.mark.s3
 def test_every_row_group_of_many_pieces_is_loaded(redshift: World) -> None:
     for at in range(6):
@@ -480,6 +494,7 @@ def test_once_from_the_command_line(
     world.assert_warehouse_is_gold()
 
 
+@TWICE
 def test_the_selftest_proves_a_load_and_leaves_nothing(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     world.put("a")
     with closing(world.loader()) as loader:

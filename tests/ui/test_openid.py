@@ -30,6 +30,7 @@ def dashboard(directory: Path, secret: str) -> Iterator[Served]:
     )
 
 
+@pytest.mark.thorough
 def test_the_provider_lets_a_viewer_in_and_only_with_what_it_gave_out(
     page: Page, openid: Provider, tmp_path: Path
 ) -> None:
@@ -50,6 +51,7 @@ def test_the_provider_lets_a_viewer_in_and_only_with_what_it_gave_out(
         expect(page.get_by_role("link")).to_contain_text("As ada")
 
 
+@pytest.mark.thorough
 def test_a_client_that_the_provider_does_not_know_lets_nobody_in(
     page: Page, openid: Provider, tmp_path: Path
 ) -> None:

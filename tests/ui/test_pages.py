@@ -36,7 +36,7 @@ def figure_box(page: Page, number: int = 0) -> dict[str, float]:
     return dict(box)
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("theme", ["light", pytest.param("dark", marks=pytest.mark.thorough)])
 def test_each_page_shows_the_fleet(page: Page, dashboard: Served, theme: str) -> None:
     page.emulate_media(color_scheme=theme)
     names = PAGES if theme == "light" else {"": PAGES[""], "trends": PAGES["trends"]}
@@ -52,6 +52,7 @@ def test_each_page_shows_the_fleet(page: Page, dashboard: Served, theme: str) ->
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "wider than the screen"
 
 
+@pytest.mark.thorough
 def test_an_anomaly_is_shown_within_ten_seconds_of_being_announced_and_its_name_is_only_text(
     page: Page, dashboard: Served, made: tuple[Settings, FleetLake]
 ) -> None:
@@ -77,6 +78,7 @@ def test_an_anomaly_is_shown_within_ten_seconds_of_being_announced_and_its_name_
     assert "owned" not in page.title()
 
 
+@pytest.mark.thorough
 def test_a_trend_is_zoomed_shared_and_downloaded(
     page: Page, dashboard: Served, made: tuple[Settings, FleetLake], end: datetime
 ) -> None:
@@ -113,6 +115,7 @@ def test_a_trend_is_zoomed_shared_and_downloaded(
     other.close()
 
 
+@pytest.mark.thorough
 def test_filters_narrow_the_timeline_and_an_anomaly_leads_to_its_readings(page: Page, dashboard: Served) -> None:
     page.goto(f"{dashboard.url}/timeline")
     expect(page.locator("#list tr").nth(3)).to_be_visible()
@@ -130,6 +133,7 @@ def test_filters_narrow_the_timeline_and_an_anomaly_leads_to_its_readings(page: 
     assert "event" in query(page)
 
 
+@pytest.mark.thorough
 def test_a_cell_of_the_heatmap_leads_to_the_sensors_there(page: Page, dashboard: Served) -> None:
     page.goto(f"{dashboard.url}/heatmap?by=type&range=6h&metric=anomalies")
     expect(page.locator(".bk-Figure:visible")).to_have_count(1)
@@ -141,6 +145,7 @@ def test_a_cell_of_the_heatmap_leads_to_the_sensors_there(page: Page, dashboard:
     expect(page.locator("#figures td").first).to_have_text(re.compile(rf"{query(page)['type'][0]}-\d+"))
 
 
+@pytest.mark.thorough
 def test_it_can_be_read_on_a_phone(page: Page, dashboard: Served) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     for path in ("", "trends"):

@@ -42,6 +42,7 @@ def age(commit: Path, hours: int) -> None:
     commit.write_text("".join(json.dumps(action) + "\n" for action in actions))
 
 
+@pytest.mark.thorough
 def test_only_who_logs_in_sees_anything_and_everybody_sees_how_fresh_it_is(
     page: Page, locked: Served, made: tuple[Settings, FleetLake]
 ) -> None:

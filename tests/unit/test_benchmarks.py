@@ -56,6 +56,7 @@ def test_the_peak_of_a_running_process_is_the_one_that_the_system_counts() -> No
     assert costs.peak_mib(os.getpid()) == pytest.approx(counted, rel=0.1)
 
 
+@pytest.mark.thorough
 def test_a_batch_is_the_same_in_polars_in_duckdb_and_here(tmp_path: Path) -> None:
     site = batch.Site(tmp_path)
     site.fill(Corpus("few", 20, 10.0, CORPORA[0].start, ""), 5_000)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts.registry import LIMITS, SHIPPED, Registry, RegistryError, load_registry, parse_registry
+from tests.examples import examples
 
 CO2 = """\
 types:
@@ -177,7 +178,7 @@ def test_a_revision_changes_what_it_names_and_leaves_what_those_before_it_said()
 
 
 @given(st.lists(st.integers(0, 20), max_size=6, unique=True), st.lists(st.integers(-1, 21), min_size=1, max_size=30))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_any_number_of_revisions_gives_the_last_one_before_each_reading(days: list[int], asked: list[int]) -> None:
     first = at("2026-01-02")
     revisions = [{"from": str((first + timedelta(days=day)).date()), "noise_floor": day + 1} for day in sorted(days)]

@@ -11,6 +11,7 @@ from contracts.registry import parse_registry
 from contracts.tables import GOLD_DAILY_SUMMARY, GOLD_LOCATION_HOURLY, GOLD_SENSOR_5MIN, Table
 from pipeline.core.aggregate import daily_summary, location_hourly, sensor_5min, summary
 from pipeline.lake.quality import validated
+from tests.examples import examples
 from tests.gold_oracle import Entry, Oracle, Reading, Row
 from tests.silver_rows import silver
 
@@ -92,7 +93,7 @@ def same(value: Any, other: Any, slack: float) -> bool:
 
 
 @given(readings)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_every_table_is_what_plain_python_says(given: list[Reading]) -> None:
     windows = sensor_5min(silver(given), REGISTRY)
     assert_same(windows, ORACLE.sensor_5min(given), GOLD_SENSOR_5MIN)
@@ -101,7 +102,7 @@ def test_every_table_is_what_plain_python_says(given: list[Reading]) -> None:
 
 
 @given(readings, st.randoms(use_true_random=False))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 def test_not_one_bit_depends_on_the_order_of_rows(given: list[Reading], random: Any) -> None:
     windows = sensor_5min(silver(given), REGISTRY)
     random.shuffle(given)

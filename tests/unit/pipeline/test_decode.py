@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from contracts.wire import MAX_UNIT_BYTES, Reason
 from pipeline.wire import decode as decoding
 from pipeline.wire.decode import READING_SCHEMA, RawMessages, Split, decode
+from tests.examples import examples
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 SKEW_S = 300.0
@@ -245,7 +246,7 @@ def test_no_messages_are_no_readings() -> None:
     assert dead == []
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=examples(120), deadline=None)
 @given(
     st.lists(
         st.one_of(

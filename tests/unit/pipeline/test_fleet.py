@@ -21,6 +21,7 @@ from pipeline.errors import BadInput
 from pipeline.settings import Detection
 from pipeline.simulation.fleet import Batch, Fleet, batches
 from pipeline.wire.decode import RawMessages, decode
+from tests.examples import examples
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 SENSOR_TYPES = {"temperature", "humidity", "pressure", "vibration"}
@@ -99,7 +100,7 @@ def recount(messages: list[Message], lateness_s: float = 600.0) -> Counter[str]:
 rates = st.sampled_from([0.0, 0.01, 0.033, 0.05, 0.25])
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(
     seed=st.integers(0, 2**31),
     sensors=st.sampled_from([1, 2, 7, 50, 700]),
@@ -118,7 +119,7 @@ def test_a_recount_of_the_bytes_finds_each_kind_as_often_as_it_is_said_to_be_sen
 
 
 @given(seed=st.integers(0, 2**31), sensors=st.integers(1, 300))
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=examples(6), deadline=None)
 def test_of_500_messages_five_percent_are_exactly_25(seed: int, sensors: int) -> None:
     fleet = Fleet(sensors, seed, malformed_rate=0.05, duplicate_rate=0.05, late_rate=0.05)
     kinds = Counter(message.kind for message in sent(fleet, 500))
@@ -177,7 +178,7 @@ def test_late_and_malformed_messages_are_never_marked() -> None:
     assert {m.label for m in messages if m.kind not in ("valid", "duplicate")} == {None}
 
 
-@pytest.mark.parametrize("sensors", [1, 4, 50, 1_000])
+@pytest.mark.parametrize("sensors", [50, *(pytest.param(n, marks=pytest.mark.thorough) for n in (1, 4, 1_000))])
 def test_two_percent_are_marked(sensors: int) -> None:
     labels = Counter(message.label for message in sent(Fleet(sensors), 100_000))
     share = (labels.total() - labels[None]) / labels.total()

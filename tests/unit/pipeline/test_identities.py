@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.detection.identities import Identities, first_readings, hashed
 from pipeline.errors import TerminalError
+from tests.examples import examples
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -56,7 +57,7 @@ readings = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(st.lists(readings, min_size=1, max_size=5), max_size=6))
 def test_a_reading_is_known_while_it_is_among_the_last_of_its_sensor(batches: list[list[R]]) -> None:
     identities = Identities(4)

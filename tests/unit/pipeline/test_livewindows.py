@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from contracts.registry import parse_registry
 from pipeline.detection.livewindows import LiveWindows
 from pipeline.errors import TerminalError
+from tests.examples import examples
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -106,7 +107,7 @@ minutes = st.one_of(
 reading = st.builds(R, st.integers(0, 3), minutes, st.floats(-50, 150), st.booleans())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(st.lists(reading, max_size=12), max_size=6))
 def test_windows_are_those_of_a_walk_through_the_readings_however_they_are_cut_and_restarted(
     batches: list[list[R]],

@@ -20,6 +20,7 @@ from pipeline.detection.memory import Memory, Worked
 from pipeline.errors import SchemaTooNew, TerminalError
 from pipeline.settings import Detection, Settings
 from pipeline.wire.decode import READING_SCHEMA
+from tests.examples import examples
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 RULES = Detection(window=6, min_readings=3, threshold=2.0, shift_after=4, lateness_s=60)
@@ -90,7 +91,7 @@ reading = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(st.lists(reading, min_size=1, max_size=8), max_size=5), st.booleans())
 def test_however_cut_and_restarted_it_says_what_one_refine_of_everything_says(
     batches: list[list[R]], restart: bool
@@ -119,7 +120,7 @@ places = st.tuples(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(st.lists(st.lists(places, min_size=1, max_size=6), min_size=1, max_size=5), st.booleans())
 def test_a_sensor_has_windows_of_each_type_at_each_location(
     batches: list[list[tuple[str, str, str]]], restart: bool

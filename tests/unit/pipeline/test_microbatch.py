@@ -19,6 +19,7 @@ from pipeline.errors import ContractBroken, SchemaTooNew, SchemaTooOld
 from pipeline.wire import microbatch
 from pipeline.wire.decode import READING_SCHEMA
 from pipeline.wire.microbatch import BUCKETS, MAX_BYTES, MicroBatch, pack, route, unpack
+from tests.examples import examples
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 WINDOW_S = 300
@@ -65,7 +66,7 @@ readings = st.lists(
 ).map(frame)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(readings, st.integers(1, 7))
 def test_every_reading_comes_out_once_and_every_sensor_keeps_its_order(valid: pl.DataFrame, partitions: int) -> None:
     batches = pack(valid, partitions)
@@ -78,7 +79,7 @@ def test_every_reading_comes_out_once_and_every_sensor_keeps_its_order(valid: pl
     assert orders(out) == orders(valid)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(readings, st.integers(1, 7))
 def test_a_micro_batch_holds_one_bucket_and_says_how_new_it_is(valid: pl.DataFrame, partitions: int) -> None:
     for batch in pack(valid, partitions):
@@ -91,7 +92,7 @@ def test_a_micro_batch_holds_one_bucket_and_says_how_new_it_is(valid: pl.DataFra
         assert batch.rows == len(rows)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     st.lists(
         st.fixed_dictionaries(

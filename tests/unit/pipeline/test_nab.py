@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.evaluation.nab import PROFILES, Profile, Scored, nab_score
+from tests.examples import examples
 
 STANDARD, LOW_FP, LOW_FN = PROFILES
 
@@ -59,7 +60,7 @@ def corpora(draw: st.DrawFn) -> list[Scored]:
 
 
 @given(corpora(), st.sampled_from(PROFILES))
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 def test_the_score_is_the_descriptions_and_the_best_threshold_the_best_of_all(
     series: list[Scored], profile: Profile
 ) -> None:

@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.wire.plainjson import read_plain
+from tests.examples import examples
 from tests.unit.pipeline.test_decode import READING
 
 
@@ -127,7 +128,7 @@ def messages(draw: st.DrawFn) -> bytes:
     return bytes(value)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(messages(), min_size=5, max_size=20))
 @example([wire(value=9007199254740.993), wire(value=0.1), wire(value=2.5e-1)])
 def test_what_is_taken_for_plain_is_what_a_json_decoder_reads(values: Sequence[bytes]) -> None:

@@ -15,6 +15,7 @@ from contracts.validation import SchemaErrors
 from pipeline.core.aggregate import sensor_5min
 from pipeline.errors import ContractBroken
 from pipeline.lake.quality import breaking, checks, examined, require, validated
+from tests.examples import examples
 from tests.gold_oracle import Reading
 from tests.silver_rows import silver
 
@@ -83,7 +84,7 @@ ODD: dict[type[pl.DataType], list[object]] = {
 
 
 @given(st.data())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 def test_they_find_a_fault_exactly_where_pandera_does(data: st.DataObject) -> None:
     table = data.draw(st.sampled_from(list(FRAMES)))
     frame = FRAMES[table]

@@ -14,6 +14,7 @@ from contracts.tables import BRONZE_READINGS, SILVER_QUARANTINE, SILVER_READINGS
 from pipeline.core.refine import Refined, State, refine, suspects
 from pipeline.lake.quality import validated
 from pipeline.settings import Detection
+from tests.examples import examples
 from tests.silver_oracle import HOSTILE, REGISTRY, RULES, START, Reference, reading, smooth
 
 
@@ -63,7 +64,7 @@ def outcome(*readings: dict[str, Any], rules: Detection = RULES, registry: Any =
 
 
 @given(HOSTILE | smooth(), st.lists(st.integers(1, 150), max_size=6), st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_any_split_into_batches_gives_what_one_reading_at_a_time_gives(
     given_: list[dict[str, Any]], cuts: list[int], stored: bool
 ) -> None:
@@ -97,7 +98,7 @@ def test_any_split_into_batches_gives_what_one_reading_at_a_time_gives(
 
 
 @given(HOSTILE)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 def test_the_outputs_keep_their_contracts(given_: list[dict[str, Any]]) -> None:
     refined = Pipeline().take([reading(offset, **given) for offset, given in enumerate(given_)])
     lineage = (

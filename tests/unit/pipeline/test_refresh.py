@@ -25,6 +25,7 @@ from pipeline.gold import refresh as refreshing
 from pipeline.gold.refresh import Refresh
 from pipeline.lake import delta as lakes
 from pipeline.lake.delta import Lake
+from tests.examples import examples
 from tests.gold_oracle import Reading
 from tests.silver_rows import silver
 
@@ -90,7 +91,7 @@ steps = st.lists(
 
 
 @given(steps=steps, max_rows=st.integers(1, 30))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 def test_incremental_gold_is_gold_in_one_go_for_any_order_batches_and_restarts(
     steps: list[list[Reading] | str], max_rows: int
 ) -> None:

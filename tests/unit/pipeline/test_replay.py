@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import BadInput
 from pipeline.simulation.replay import FIELDS, Skipped, blocks, layout, messages, newest_us
+from tests.examples import examples
 
 NAB = Path(__file__).parents[2] / "data" / "nab" / "replay.csv.gz"
 HEADER = "event_id,sensor_id,sensor_type,location,timestamp,value,unit"
@@ -279,7 +280,7 @@ rows = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(rows=st.lists(rows, min_size=1, max_size=8), size=st.sampled_from([1, 60, 1 << 20]), quoted=st.booleans())
 def test_any_rows_come_out_as_they_went_in(rows: list[dict[str, str]], size: int, quoted: bool) -> None:
     text = io.StringIO()
@@ -300,7 +301,7 @@ def test_any_rows_come_out_as_they_went_in(rows: list[dict[str, str]], size: int
         ) == timedelta(0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(garbage=st.lists(st.binary(max_size=40).filter(lambda line: b"\n" not in line), max_size=6))
 def test_whatever_stands_between_two_good_rows_both_are_sent_and_the_rest_is_told(garbage: list[bytes]) -> None:
     good = [reading(event_id=name).encode() for name in ("first", "last")]

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.wire.rfc3339 import parse_rfc3339
+from tests.examples import examples
 
 RFC3339: dict[str, datetime | None] = {
     "2026-03-01T12:00:00Z": datetime(2026, 3, 1, 12, tzinfo=UTC),
@@ -86,7 +87,7 @@ def test_rfc_3339_in_one_column() -> None:
     assert parse_rfc3339(pl.Series(list(RFC3339))).to_list() == list(RFC3339.values())
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=examples(120), deadline=None)
 @given(
     st.lists(
         st.datetimes(
@@ -101,7 +102,7 @@ def test_what_python_writes_is_read_back(times: list[datetime]) -> None:
     assert parse_rfc3339(pl.Series([time.isoformat() for time in times], dtype=pl.String)).to_list() == times
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.text(alphabet="0123456789-:TtZz+. W", max_size=30))
 def test_what_is_read_python_reads_alike(text: str) -> None:
     time = parse_rfc3339(pl.Series([text])).item()
@@ -112,7 +113,7 @@ def test_what_is_read_python_reads_alike(text: str) -> None:
 ODD = st.sampled_from(["2016-12-31T23:59:60Z", "2026-02-30T00:00:00Z", "2026-03-01T12:00:00.25-00:30", "", "é"])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     st.lists(
         st.one_of(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pipeline.core import scoring
 from pipeline.core.scoring import Limits, Scores, compiled, memory_dtype, score
 from pipeline.settings import Detection
+from tests.examples import examples
 
 OFF = 1e12
 RULES = Detection(
@@ -84,7 +85,7 @@ def test_a_score_beyond_the_threshold_either_way_is_flagged(value: float, flagge
 
 
 @given(st.lists(st.floats(-1000, 1000), min_size=4, max_size=40), st.integers(2, 20))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 def test_scores_agree_with_the_statistics_module(values: list[float], window: int) -> None:
     rules = Detection(
         window=window, min_readings=2, threshold=OFF, jump_threshold=OFF, drift_threshold=OFF, shift_after=2
@@ -100,7 +101,7 @@ def test_scores_agree_with_the_statistics_module(values: list[float], window: in
 
 
 @given(st.lists(st.sampled_from([1e12, -1e12, 1e12 - 1e-3, 0.0, -0.0, 5e-324, 1e-12]), max_size=60))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 def test_no_value_gives_anything_that_is_not_finite(values: list[float]) -> None:
     frame = scored(values, noise_floor=1e-9, operating=(-1e12, 1e12), max_rate=1e-9)
 
@@ -164,7 +165,7 @@ def test_a_shift_longer_than_the_window_leaves_its_last_values() -> None:
     noise=st.lists(st.floats(-0.5, 0.5), min_size=30, max_size=30),
     shift_after=st.integers(3, 9),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 def test_a_new_level_is_accepted_after_just_so_many_readings(
     level: float, by: float, noise: list[float], shift_after: int
 ) -> None:
@@ -176,7 +177,7 @@ def test_a_new_level_is_accepted_after_just_so_many_readings(
 
 
 @given(st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 def test_the_baseline_is_of_unflagged_values_or_of_a_run_that_was_accepted(data: st.DataObject) -> None:
     levels = st.sampled_from([0.0, 0.0, 0.0, 0.0, 1.0, 8.0, 40.0])
     values = [data.draw(levels) + data.draw(st.floats(-0.5, 0.5)) for _ in range(60)]
@@ -283,7 +284,7 @@ def test_a_reading_back_at_the_baseline_is_no_drift_though_the_recent_ones_are_a
 
 
 @given(st.lists(st.floats(-1e12, 1e12), max_size=60), st.integers(2, 20))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 def test_whatever_comes_the_memory_stays_finite(values: list[float], shift_after: int) -> None:
     rules = MOVING.model_copy(update={"shift_after": shift_after, "threshold": 3.0})
     memory = np.zeros(1, dtype=memory_dtype(rules.window, rules.shift_after))

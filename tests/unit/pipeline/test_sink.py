@@ -22,6 +22,7 @@ from pipeline import settings as config
 from pipeline.errors import AccessDenied, Conflict, ContractBroken, HistoryMismatch, Unreachable
 from pipeline.lake.delta import Lake, append, progress
 from pipeline.lake.sink import Decoded, DeltaSink, Message, app_id, positions
+from tests.examples import examples
 
 TOPIC = "sensors.readings"
 ROWS = 3
@@ -459,7 +460,7 @@ def test_progress_passes_a_message_without_rows(lake: Lake, opened: Callable[...
     assert positions(lake.open(BRONZE_READINGS), TOPIC, [0]) == {0: 3}
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_whatever_two_replicas_do_every_message_is_in_the_table_once(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -13,6 +13,7 @@ from pipeline.core.refine import IDENTITY, State, refine
 from pipeline.errors import SchemaTooNew, SchemaTooOld
 from pipeline.settings import Detection
 from pipeline.silver.statestore import MAX_VALUE, Manifest, StateStore, buckets_of
+from tests.examples import examples
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def objects(directory: Path) -> list[Path]:
     return sorted((directory / "_state").iterdir())
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(
     steps=st.lists(st.dictionaries(st.integers(0, 7), st.binary(max_size=200), max_size=8), min_size=1, max_size=12),
     outbox=st.binary(max_size=50),

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.units import MAX_LENGTH, Affine, conversion
+from tests.examples import examples
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,7 @@ def test_a_text_that_is_costly_to_evaluate_is_not_evaluated(bomb: str) -> None:
         max_size=12,
     ).map("".join)
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_any_text_has_an_answer(unit: str) -> None:
     found = conversion(unit, "mm/s")
 

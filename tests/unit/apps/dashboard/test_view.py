@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apps.dashboard.view import LONGEST, SPANS, Address, Range, fixed, link
+from tests.examples import examples
 
 NOW = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 seconds = st.floats(31_536_000, 4_000_000_000)
@@ -19,7 +20,7 @@ def address(text: str) -> Address:
 
 
 @given(st.dictionaries(st.sampled_from(["range", "from", "to", "type", "sensor"]), st.lists(st.binary())))
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 def test_any_address_is_a_view(arguments: dict[str, list[bytes]]) -> None:
     found = Address(arguments)
     start, end = found.range().at(NOW)
@@ -28,7 +29,7 @@ def test_any_address_is_a_view(arguments: dict[str, list[bytes]]) -> None:
 
 
 @given(times, times, st.lists(st.text(min_size=1, max_size=20), unique=True, max_size=5))
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 def test_a_link_gives_the_view_that_it_was_made_of(one: datetime, other: datetime, sensors: list[str]) -> None:
     made = fixed(min(one, other), max(one, other))
     again = address(urlsplit(link("trends", made, sensor=sensors)).query)
