@@ -1,7 +1,7 @@
 # Needs python3 (3.11 or newer) and make; everything else goes into .venv.
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format types audit requirements check-requirements bench bench-full bench-page bench-load bench-validation \
-	bench-metrics bench-monitor bench-detect bench-latency bench-history bench-store bench-engine bench-batch bench-scale parity soak soak-dashboard eval faults \
+	bench-metrics bench-monitor bench-detect bench-latency bench-history bench-store bench-engine bench-batch bench-scale bench-start parity soak soak-dashboard eval faults \
 	check-dashboards drill drill-status up down image check-image check-deploy \
 	check-apiserver check-terraform clean
 
@@ -122,6 +122,9 @@ bench-engine: setup ## A rebuild in one process, and on one and two workers of R
 
 bench-batch: setup ## Silver and Gold of 2 million rows at once, beside eager Polars and DuckDB
 	@$(BIN)/python -m benchmarks.batch $(ARGS)
+
+bench-start: setup ## How soon `pipeline --help` answers
+	@$(BIN)/python -m benchmarks.start
 
 bench-scale: setup ## ingest and detect with 1, 2 and 4 partitions and processes (needs Java)
 	@$(BIN)/python -m benchmarks.scale $(ARGS)

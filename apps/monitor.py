@@ -93,8 +93,8 @@ class Monitor:
         for gauge, moment in zip((freshness, age), self._newest, strict=True):
             gauge.set(since(moment, now))
         with self._round.asking("lake", "lag of load", lag, stalled):
-            gold, shown = self._tables.open(GOLD_SENSOR_5MIN), self._loaded
-            same = shown is not None and shown.table_id == str(gold.metadata().id)
+            gold, shown = self._tables.look(GOLD_SENSOR_5MIN), self._loaded
+            same = shown is not None and shown.table_id == str(gold.table.metadata().id)
             done = shown.version if same and shown is not None else 0
-            lag.set(gold.version() - done)
-            self._round.follow("load", done, gold.version())
+            lag.set(gold.version - done)
+            self._round.follow("load", done, gold.version)

@@ -109,7 +109,7 @@ class BrokerWatch:
         left: dict[int, int] = {}
         for topic, table in SINKS.items():
             known = _known(watermarks, topic)
-            at = positions_in(self._tables.transactions(table), kafka.topic(self._settings, topic), known)
+            at = positions_in(self._tables.look(table).transactions, kafka.topic(self._settings, topic), known)
             for partition, messages in _left(known, at).items():
                 left[partition] = left.get(partition, 0) + messages
         return left

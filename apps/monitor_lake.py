@@ -91,8 +91,8 @@ class LakeWatch:
         now = self._round.now
         gauges = {kind: metrics.SILENT.labels(sensor_type=kind) for kind in sorted(self._registry.sensor_types)}
         with self._round.asking("lake", "silent sensors", *gauges.values(), metrics.SILVER_P95, metrics.LATE_SHARE):
-            silver = self._tables.open(SILVER_READINGS)
-            known = self._ear.listen(now, silver, self._tables.contents(SILVER_READINGS).files)
+            silver = self._tables.look(SILVER_READINGS)
+            known = self._ear.listen(now, silver.table, silver.contents)
             for gauge, told in ((metrics.SILVER_P95, self._ear.p95_s), (metrics.LATE_SHARE, self._ear.late_share)):
                 gauge.set(math.nan if told is None else told)
             stalls = self._round.stalls
@@ -106,8 +106,9 @@ class LakeWatch:
         for layer, (table, column) in LAYERS.items():
             freshness, age = metrics.FRESHNESS.labels(layer=layer), metrics.COMMIT_AGE.labels(layer=layer)
             with self._round.asking("lake", layer, freshness, age):
-                freshness.set(since(self._tables.contents(table).newest(column), self._round.now))
-                age.set(since(self._tables.committed_at(table), self._round.now))
+                seen = self._tables.look(table)
+                freshness.set(since(seen.contents.newest(column), self._round.now))
+                age.set(since(seen.committed_at, self._round.now))
 
     def _look_at_tables(self) -> None:
         rows: dict[Table, int] = {}
@@ -117,11 +118,11 @@ class LakeWatch:
                 for each in (metrics.TABLE_FILES, metrics.TABLE_BYTES, metrics.TABLE_ROWS, metrics.TABLE_VERSION)
             ]
             with self._round.asking("lake", f"size of {table.path}", *gauges):
-                there, version = self._tables.contents(table), self._tables.open(table).version()
+                seen = self._tables.look(table)
+                there = seen.contents
                 rows[table] = there.rows
-                for gauge, size in zip(
-                    gauges, (len(there.files), there.size_bytes, there.rows, version), strict=True
-                ):
+                sizes = len(there.files), there.size_bytes, there.rows, seen.version
+                for gauge, size in zip(gauges, sizes, strict=True):
                     gauge.set(size)
             self._look_at_readers(table)
         self._judge_quality(rows)
@@ -133,7 +134,7 @@ class LakeWatch:
             self._seldom(f"log of {table.path}", count, entries, every=_HARDLY_EVER)
 
     def _count_log(self, table: Table, entries: Gauge) -> None:
-        self._tables.open(table)  # raises where there is none
+        self._tables.look(table)  # raises where there is none
         entries.set(log_entries(self._tables.lake, table))
 
     def _seldom(self, what: str, ask: Callable[[], None], *gauges: Gauge, every: timedelta = _SELDOM) -> None:
@@ -152,7 +153,7 @@ class LakeWatch:
         if readers:
             unread = metrics.TABLE_UNREAD.labels(table=table.path)
             with self._round.asking("lake", f"readers of {table.path}", unread):
-                read = [self._tables.transactions(reader.table).get(reader.app_id) for reader in readers]
+                read = [self._tables.look(reader.table).transactions.get(reader.app_id) for reader in readers]
                 unread.set(min(-1 if version is None else version for version in read) + 1)
 
     def _judge_quality(self, rows: Mapping[Table, int]) -> None:
@@ -175,7 +176,7 @@ class LakeWatch:
 
     def _count_unregistered(self) -> None:
         start = self._round.now - _RECENT
-        opened = self._tables.open(GOLD_SENSOR_5MIN)
+        opened = self._tables.lake.open(GOLD_SENSOR_5MIN)
         rows = scan(opened, patient=False)
         recent = rows.filter(pl.col("event_date") >= start.date(), pl.col("window_start") >= start)
         with translated(f"read {opened.table_uri}"):
@@ -186,10 +187,10 @@ class LakeWatch:
 
     def _health_of(self, now: datetime) -> float:
         hour = now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=1)
-        begun = self._tables.open(BRONZE_READINGS).metadata().created_time
+        begun = self._tables.look(BRONZE_READINGS).table.metadata().created_time
         if hour < datetime.fromtimestamp(begun / 1000, UTC):
             return math.nan  # nobody took what came before: late readings are all that there is of it
-        opened = self._tables.open(GOLD_LOCATION_HOURLY)
+        opened = self._tables.lake.open(GOLD_LOCATION_HOURLY)
         rows = scan(opened, patient=False).filter(pl.col("event_date") == hour.date(), pl.col("hour") == hour)
         known = rows.filter(pl.col("health_pct").is_not_null()).select("health_pct", "sensors_expected")
         with translated(f"read {opened.table_uri}"):
@@ -201,8 +202,8 @@ class LakeWatch:
         for stage, (app_id, table, source) in JOBS.items():
             lag = metrics.LAG.labels(stage=stage, partition="all")
             with self._round.asking("lake", f"lag of {stage}", lag, metrics.STALLED.labels(stage=stage)):
-                done = self._tables.transactions(table).get(app_id, 0)
-                end = self._tables.open(source).version()
+                done = self._tables.look(table).transactions.get(app_id, 0)
+                end = self._tables.look(source).version
                 lag.set(end - done)
                 self._round.follow(stage, done, end)
 

@@ -2,23 +2,22 @@
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
-from deltalake import DeltaTable
 from prometheus_client import Gauge
 
 from contracts.tables import Table
 from pipeline import metrics
 from pipeline.errors import NotSetUp, PipelineError, Unreachable
-from pipeline.lake.delta import Lake, translated
-from pipeline.lake.logged import Contents, data_files
-from pipeline.lake.transactions import Transactions
+from pipeline.lake.delta import Lake
+from pipeline.lake.followed import Followed
 from pipeline.monitoring.stall import Stall, seen
 
 _ANEW = timedelta(minutes=5)
-"""A table that was deleted and made again at its address has no newer version that its old object would see."""
+"""A table that was deleted and made again at its address has no newer entry in its log."""
+_NEVER = datetime.min.replace(tzinfo=UTC)
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +26,7 @@ class Round:
     """What the parts of monitor share. Systems that do not answer are logged once, and once when they are back."""
 
     def __init__(self) -> None:
-        self.now = datetime.min.replace(tzinfo=UTC)
+        self.now = _NEVER
         self.stalls: dict[str, Stall] = {}
         """Of this round: a stage of which nobody can tell is not in it."""
         self._before = self.stalls
@@ -97,39 +96,18 @@ class Tables:
     def __init__(self, lake: Lake, this: Round) -> None:
         self.lake = lake
         self._round = this
-        self._opened: dict[str, tuple[DeltaTable, datetime, datetime]] = {}
-        """Table, when it was opened, and the round that it is of."""
-        self._transactions: dict[str, Transactions] = {}
-        self._contents: dict[str, tuple[tuple[str, int], Contents]] = {}
-        """Identity and version of the table, and what was in it then."""
+        self._followed: dict[str, Followed] = {}
+        self._looked: dict[str, tuple[datetime, datetime]] = {}
+        """Path of a table -> the round in which all of it was read, and the one that it is of."""
 
-    def open(self, table: Table) -> DeltaTable:
-        """As the lake does."""
+    def look(self, table: Table) -> Followed:
+        """As it is in this round. Raises as the lake does."""
         self._round.insist_on("lake")
-        now, known = self._round.now, self._opened.pop(table.path, None)
-        if known is None or now - known[1] >= _ANEW:
-            known = self.lake.open(table), now, now
-        elif known[2] != now:
-            with translated(f"read what is new in {known[0].table_uri}"):
-                known[0].update_incremental()
-            known = known[0], known[1], now
-        self._opened[table.path] = known
-        return known[0]
-
-    def contents(self, table: Table) -> Contents:
-        """What is in it. Raises as `open`."""
-        opened = self.open(table)
-        of = str(opened.metadata().id), opened.version()
-        if table.path not in self._contents or self._contents[table.path][0] != of:
-            self._contents[table.path] = of, Contents(data_files(opened))
-        return self._contents[table.path][1]
-
-    def transactions(self, table: Table) -> Mapping[str, int]:
-        """App id -> version, of all its transactions. Raises as `open`."""
-        follower = self._transactions.setdefault(table.path, Transactions(self.lake, table.path))
-        return follower.at(self.open(table))
-
-    def committed_at(self, table: Table) -> datetime | None:
-        """Time of its newest commit. Raises as `open`."""
-        self.transactions(table)
-        return self._transactions[table.path].committed_at
+        now, (began, looked) = self._round.now, self._looked.pop(table.path, (_NEVER, _NEVER))
+        followed = self._followed.setdefault(table.path, Followed(self.lake, table))
+        if looked != now:
+            anew = now - began >= _ANEW
+            followed.look(anew=anew)
+            began = now if anew else began
+        self._looked[table.path] = began, now
+        return followed

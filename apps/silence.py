@@ -1,5 +1,6 @@
 """Who was heard when, followed in Silver: what is new since the last look, and before that, Gold."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import cast
 
@@ -10,7 +11,7 @@ from contracts.tables import GOLD_SENSOR_5MIN, SILVER_READINGS
 from pipeline.core.aggregate import FIVE_MINUTES
 from pipeline.lake.delta import Lake, translated
 from pipeline.lake.layout import scan, scan_files
-from pipeline.lake.logged import data_files
+from pipeline.lake.logged import Contents
 from pipeline.monitoring.silence import HEARD, REMEMBERED, heard
 
 _BY_READING = timedelta(minutes=15)
@@ -28,16 +29,17 @@ class Ear:
         self._known: pl.DataFrame | None = None
         self._taken = datetime.min.replace(tzinfo=UTC)
         """processing_timestamp up to which Silver is known."""
+        self._heard: frozenset[str] = frozenset()
+        """Silver's files of the last look: those of its last millisecond would be read again each time."""
         self._took: list[tuple[datetime, float]] = []
         """When looked, and the p95 of the new rows in seconds."""
         self._late: list[tuple[datetime, int, int]] = []
         """When looked, new rows, and how many of them were late."""
 
     def listen(
-        self, now: datetime, silver: DeltaTable | None = None, files: pl.DataFrame | None = None
+        self, now: datetime, silver: DeltaTable | None = None, contents: Contents | None = None
     ) -> pl.DataFrame:
-        """HEARD of all series of the last day. `silver`: the table at its newest version, and its `data_files`,
-        where they are at hand.
+        """HEARD of all series of the last day. `silver`: the table, and what is in it now, where they are at hand.
 
         Raises as the lake does; the next call takes up what this missed.
         """
@@ -46,7 +48,9 @@ class Ear:
             taken = now - _BY_READING
             known = self._windows(now)
         table = silver or self._lake.open(SILVER_READINGS)
-        new = _since(table, data_files(table) if files is None else files, taken)
+        contents = contents or Contents.of(table)
+        newer = [path for path in contents.newer("processing_timestamp", taken) if path not in self._heard]
+        new = _since(table, newer, taken)
         self._took = [each for each in self._took if each[0] > now - _RECENT]
         self._late = [each for each in self._late if each[0] > now - self._late_within]
         if not new.is_empty():
@@ -58,6 +62,7 @@ class Ear:
             taken = cast(datetime, new["processing_timestamp"].max())
             known = heard(known, new.rename({"timestamp": "newest"}))
         self._known, self._taken = known.filter(pl.col("newest") >= now - REMEMBERED), taken
+        self._heard = frozenset(contents.files)
         return self._known
 
     @property
@@ -84,10 +89,9 @@ class Ear:
             return found.select(HEARD.names()).collect(engine="streaming")
 
 
-def _since(silver: DeltaTable, files: pl.DataFrame, taken: datetime) -> pl.DataFrame:
-    """What Silver took after this processing_timestamp: only files that may have such rows are read."""
-    newer = files.filter(~(pl.col("max.processing_timestamp") <= taken).fill_null(value=False))["path"]
+def _since(silver: DeltaTable, files: Sequence[str], taken: datetime) -> pl.DataFrame:
+    """What Silver took after this processing_timestamp, in these files."""
     took = (pl.col("processing_timestamp") - pl.col("raw_timestamp")).dt.total_microseconds() / 1e6
-    rows = scan_files(silver, list(newer)).filter(pl.col("processing_timestamp") > taken)
+    rows = scan_files(silver, files).filter(pl.col("processing_timestamp") > taken)
     with translated("read who was heard in silver/readings"):
         return rows.select(*HEARD.names()[:3], "timestamp", "processing_timestamp", "is_late", took=took).collect()

@@ -67,7 +67,7 @@ def positions(table: DeltaTable, topic: str, partitions: Iterable[int]) -> dict[
 
 
 def positions_in(transactions: Mapping[str, int | None], topic: str, partitions: Iterable[int]) -> dict[int, int]:
-    """The same, of all the table's transactions (pipeline.lake.transactions): cheaper for many partitions."""
+    """The same, of all the table's transactions (pipeline.lake.followed): cheaper for many partitions."""
     last = {partition: transactions.get(app_id(topic, partition)) for partition in partitions}
     return {partition: offset + 1 for partition, offset in last.items() if offset is not None}
 

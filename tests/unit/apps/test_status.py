@@ -20,6 +20,7 @@ from contracts.tables import BRONZE_READINGS
 from pipeline.broker.offsets import Survey
 from pipeline.errors import PipelineError, Unreachable
 from pipeline.lake.delta import Lake
+from pipeline.lake.followed import Followed
 from pipeline.lake.layout import scan_files
 from pipeline.monitoring.objectives import Verdict
 from pipeline.monitoring.status import Samples, StageFacts, judge
@@ -286,7 +287,7 @@ def test_monitor_lives_through_an_outage_of_the_store_knows_nothing_and_is_back(
     of_the_lake = ("pipeline_table_rows", "pipeline_sensor_health_ratio", "pipeline_unregistered_sensors",
                    "pipeline_table_log_entries", "pipeline_late_ratio", "pipeline_digest_age_seconds")  # fmt: skip
 
-    def away(*_: object) -> None:
+    def away(*_: object, **__: object) -> None:
         raise Unreachable("the store is away")
 
     def answers() -> bool:
@@ -296,7 +297,7 @@ def test_monitor_lives_through_an_outage_of_the_store_knows_nothing_and_is_back(
         monitor.measure(now)
         assert answers()
         with monkeypatch.context() as patched:
-            patched.setattr(DeltaTable, "update_incremental", away)
+            patched.setattr(Followed, "look", away)
             patched.setattr(Lake, "open", away)
             for seconds in (5, 10):
                 monitor.measure(now + timedelta(seconds=seconds))
@@ -313,7 +314,7 @@ def test_what_was_told_before_the_store_went_away_in_the_middle_of_a_round_is_fo
 ) -> None:
     settings, now = world
 
-    def away(*_: object) -> None:
+    def away(*_: object, **__: object) -> None:
         raise Unreachable("the store is away")
 
     def fresh() -> list[float]:

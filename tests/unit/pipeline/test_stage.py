@@ -152,19 +152,17 @@ def test_polling_until_caught_up_returns_at_the_first_idle_cycle(stage: Stage) -
     assert next(work) == 9
 
 
-def test_polling_waits_only_when_there_was_no_work(stage: Stage) -> None:
-    seen: list[int] = []
+def test_polling_waits_only_when_there_was_no_work(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = iter([3, 2, 0, 9])
+    waited: list[tuple[float, int]] = []
 
-    def cycle() -> int:
-        seen.append(len(seen))
-        if len(seen) == 5:
-            stage.stopping.set()
-        return 0 if len(seen) == 3 else 1
+    def wait(seconds: float) -> bool:
+        waited.append((seconds, left := next(work)))
+        return left == 9
 
-    started = time.monotonic()
-    poll(stage, 0.2, cycle, until_caught_up=False)
-    assert len(seen) == 5
-    assert 0.2 <= time.monotonic() - started < 0.4
+    monkeypatch.setattr(stage, "wait", wait)
+    poll(stage, 60, lambda: next(work), until_caught_up=False)
+    assert waited == [(60, 9)]
 
 
 def test_a_transient_error_is_tried_again(settings: Settings) -> None:
