@@ -108,9 +108,7 @@ def test_files_that_may_have_newer_rows_are_those_of_later_commits(lake: Lake) -
     commit(lake, NOON + timedelta(milliseconds=1))
     followed.look()
     assert before.isdisjoint(followed.contents.newer("started_at", NOON + timedelta(milliseconds=1)))
-    assert set(followed.contents.newer("ended_at", NOON)) == set(
-        followed.contents.files
-    )  # null
+    assert set(followed.contents.newer("ended_at", NOON)) == set(followed.contents.files)  # null
 
 
 def test_a_table_whose_layout_changes_is_opened_anew(lake: Lake) -> None:
