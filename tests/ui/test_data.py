@@ -126,6 +126,31 @@ def test_a_grid_has_every_reading_once(source: Source, end: datetime, by_type: b
     assert {(row["location"], row[key]): row["anomalies"] for row in cells.to_dicts() if row["anomalies"]} == counted
 
 
+@pytest.mark.parametrize(
+    ("span", "step"), [("6h", timedelta(minutes=5)), ("24h", timedelta(hours=1)), ("1y", timedelta(days=1))]
+)
+def test_health_of_a_cell_that_has_not_ended_is_of_its_windows_that_have(
+    source: Source, end: datetime, span: str, step: timedelta
+) -> None:
+    """So it is the overview's; without such a window it is not known."""
+
+    def cell(time: datetime) -> datetime:
+        return datetime.fromtimestamp(time.timestamp() // step.total_seconds() * step.total_seconds(), UTC)
+
+    last = end - timedelta(minutes=6)  # with a minute's grace
+    newest = max(row["window_start"] for row in rows(source, GOLD_SENSOR_5MIN))
+    ended: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows(source, GOLD_SENSOR_5MIN):
+        if row["sensor_type"] == "humidity" and cell(row["window_start"]) == cell(newest):
+            ended[row["location"]] += [row] if row["window_start"] <= last else []
+    cells = Grid(Metric.HEALTH, False, "humidity", Range(span)).answer(source, end).rows
+    found = {row["location"]: row["value"] for row in cells.to_dicts() if row["start"] == cell(newest)}
+    assert found.keys() == ended.keys()
+    for location, windows in ended.items():
+        reported, expected = (sum(row[name] for row in windows) for name in ("reported_count", "expected_count"))
+        assert found[location] == (pytest.approx(reported / expected) if windows else None)
+
+
 def test_anomalies_are_those_that_were_announced_and_filters_take_from_them(source: Source, end: datetime) -> None:
     announced = [row for row in rows(source, BRONZE_ANOMALIES) if row["timestamp"] < end]
     range_ = Range("24h")
