@@ -73,6 +73,6 @@ def run(settings: Settings) -> None:
         server.stop()
 
 
-def _maker(kind: PageKind, cache: Cache, *, logout: bool) -> Callable[[], pn.Template]:
+def _maker(kind: PageKind, cache: Cache, *, logout: bool) -> Callable[[], None]:
     """A function proper, which is what Panel calls for each session."""
     return lambda: render(kind, PAGES, cache, logout=logout)

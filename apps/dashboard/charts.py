@@ -10,6 +10,7 @@ import polars as pl
 from bokeh.events import RangesUpdate
 from bokeh.models import (
     BoxZoomTool,
+    ColumnDataSource,
     Line,
     PanTool,
     Scatter,
@@ -67,17 +68,15 @@ class Lines:
         self.plot.add_tools(box, pan, wheel)
         self.plot.toolbar.active_drag = box
         self.plot.toolbar_location = "right"
-        self._sources = [empty_source("t", "t_utc", "y", "low", "high", "n", "sensor", "more") for _ in theme.series]
+        self._sources = [_line_source()]
         self._band = empty_source("t", "low", "high")
         self._marks = empty_source("t", "t_utc", "y", "sensor", "rules", "z", "value", "colour")
         band = VArea(x="t", y1="low", y2="high", fill_color=theme.accent, fill_alpha=0.12)
         self.plot.add_glyph(self._band, band)
+        self._hover = hover([], ("", "@sensor"), ("mean", "@y{0,0.[000]}"), ("", "@more"), mode="mouse")
         extremes = VArea(x="t", y1="low", y2="high", fill_color=self.colours[0], fill_alpha=0.14)
         self._extremes = self.plot.add_glyph(self._sources[0], extremes)
-        lines = [
-            self.plot.add_glyph(source, Line(x="t", y="y", line_color=colour, line_width=1.7, line_dash=dash))
-            for source, colour, dash in zip(self._sources, self.colours, DASHES, strict=True)
-        ]
+        self._add_line(self._sources[0])
         self._percentiles = empty_source("t", "p95", "p99")
         inner = [
             (
@@ -90,7 +89,7 @@ class Lines:
         marks = self.plot.add_glyph(self._marks, mark)
         self._legend = legend_above(self.plot, theme, [*inner, ("anomaly", marks)])
         self.plot.add_tools(
-            hover(lines, ("", "@sensor"), ("mean", "@y{0,0.[000]}"), ("", "@more"), mode="mouse"),
+            self._hover,
             hover([marks], ("", "@sensor"), ("anomaly", "@rules"), ("value", "@value"), ("z-score", "@z")),
         )
         when_settled(self.plot, self._moved)
@@ -110,6 +109,16 @@ class Lines:
             plot.min_border_left = 64
             plot.min_border_right = 40
 
+    def _add_line(self, source: ColumnDataSource) -> None:
+        """A line for one more sensor. Most viewers look at one, and each line costs a part of the page's start."""
+        number = len(self._hover.renderers)
+        line = Line(x="t", y="y", line_color=self.colours[number], line_width=1.7, line_dash=DASHES[number])
+        renderer = self.plot.add_glyph(source, line)
+        others = [each for each in self.plot.renderers if each is not renderer]
+        lower = 2 + number  # band, extremes and other lines; marks are above
+        self.plot.renderers = [*others[:lower], renderer, *others[lower:]]
+        self._hover.renderers = [*self._hover.renderers, renderer]
+
     def draw(self, shown: Shown, sensors: tuple[str, ...]) -> None:
         """Show this."""
         self._window = ms(shown.start), ms(shown.end)
@@ -118,6 +127,9 @@ class Lines:
         one = len(sensors) == 1
         extremes = one and shown.band.is_empty() and shown.resolution is not Resolution.RAW
         self._extremes.visible = extremes
+        while len(self._sources) < min(len(sensors), MOST_SERIES):
+            self._sources.append(_line_source())
+            self._add_line(self._sources[-1])
         for sensor, source in zip_longest(sensors[:MOST_SERIES], self._sources):
             line = _line(shown, sensor)
             if len(line["t"]) or len(source.data["t"]):  # each column of one that stays empty would be sent
@@ -187,6 +199,10 @@ def when_settled(plot: figure, act: Callable[[RangesUpdate], None]) -> None:
             plot.document.add_timeout_callback(fire, SETTLES_MS)
 
     plot.on_event(RangesUpdate, moved)
+
+
+def _line_source() -> ColumnDataSource:
+    return empty_source("t", "t_utc", "y", "low", "high", "n", "sensor", "more")
 
 
 def _line(shown: Shown, sensor: str | None) -> dict[str, Any]:

@@ -3,19 +3,20 @@
 import re
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 from urllib.parse import unquote, urlencode
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import panel as pn
+from bokeh.core.properties import String
 from bokeh.document import Document
-from bokeh.models import CustomJS
-from panel.io.location import Location
-from panel.viewable import Viewable
+from bokeh.model import DataModel
+from bokeh.models import CustomJS, UIElement
+from jinja2 import Environment
 
 from apps.dashboard.cache import Answer, Cache, Question
 from apps.dashboard.fleet import Fresh, Freshness
-from apps.dashboard.theme import ASSETS, CONTENT_CSS, LIGHT, THEMES, WIDGET_CSS
+from apps.dashboard.theme import ASSETS, LIGHT, THEMES, WIDGET_CSS
 from apps.dashboard.view import Address
 from apps.dashboard.words import clock, esc, span
 
@@ -30,22 +31,37 @@ REWRITTEN_AFTER = timedelta(seconds=5)
 STALE_AFTER = timedelta(seconds=60)
 """Without a commit of Gold for so long, or three of its intervals, the data are not called live."""
 
-_TEMPLATE = (ASSETS / "page.html").read_text(encoding="utf-8")
-_PAGE_CSS = (ASSETS / "page.css").read_text(encoding="utf-8")
+_TEMPLATE = Environment(autoescape=False).from_string((ASSETS / "page.html").read_text(encoding="utf-8"))
+_PAGE_CSS = "".join((ASSETS / name).read_text(encoding="utf-8") for name in ("page.css", "content.css"))
 _ICON = (
     "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 24 24' fill='none' stroke='%230067ad'"
     " stroke-width='2.4'%3E%3Cpath d='M2 12h4l3-8 5 16 3-8h5'/%3E%3C/svg%3E"
 )
-_UNUSED = re.compile("bokeh-(mathjax|gl)|es-module-shims")
-"""Scripts that Panel sends along and no page needs: two of 4.7 MB."""
+_UNUSED = re.compile("bokeh-(mathjax|gl|tables)|es-module-shims|extensions/panel")
+"""Scripts that Panel sends along and no page needs, since its parts are Bokeh's: 5.8 MB."""
 _LOST_JS = "document.body.classList.add('lost')"
+_WRITE_JS = """
+for (const part of parts ?? [cb_obj])
+  document.querySelector(`[data-root-id="${part.id}"]`).innerHTML = part.text;
+"""
+_ADDRESS_JS = "history.replaceState(null, '', cb_obj.text || location.pathname)"
+
+
+class Part(DataModel):  # type: ignore[misc]  # Bokeh has no types
+    """A part of a page that is HTML: in the page's own tree from its first byte on, before any script runs."""
+
+    text = String()
+
+
+Block: TypeAlias = Part | UIElement | tuple[UIElement, ...]
+"""What cards are made of; a tuple: side by side."""
 
 
 class Card(NamedTuple):
     """A part of a page: `width` of 12 columns, `tall` as two rows; `bare`: without a frame."""
 
     name: str
-    view: Viewable
+    blocks: Sequence[Block]
     width: int = 12
     title: str = ""
     about: str = ""
@@ -85,6 +101,8 @@ class Session:
         self.zone = _zone(unquote(cookies.get("iot_zone", "")))
         self.greeted = "iot_zone" in cookies and "iot_theme" in cookies
         self.address = Address(pn.state.session_args)
+        self.query = Part()
+        """Of the address as it is to be now."""
         self._asked: set[Question[Any]] = set()
         self._asking: set[Question[Any]] = set()
         self._shown: dict[str, int] = {}
@@ -126,9 +144,8 @@ class Session:
 
     def set_query(self, **query: str | Sequence[str]) -> None:
         """Put the view into the address; what is empty is left out."""
-        if pn.state.location is not None:
-            text = urlencode([(name, value) for name, value in query.items() if value], doseq=True)
-            pn.state.location.search = f"?{text}" if text else ""
+        text = urlencode([(name, value) for name, value in query.items() if value], doseq=True)
+        self.query.text = f"?{text}" if text else ""
 
     @property
     def left_out(self) -> str:
@@ -148,25 +165,30 @@ def _zone(name: str) -> ZoneInfo:
         return ZoneInfo("UTC")
 
 
-def html(text: str = "", **options: Any) -> pn.pane.HTML:
-    """A part of a page that is HTML, with the page's styles."""
-    return pn.pane.HTML(text, stylesheets=[CONTENT_CSS], sizing_mode="stretch_width", margin=0, **options)
+def html(text: str = "") -> Part:
+    """A part of a page that is HTML."""
+    return Part(text=text)
 
 
-def show(pane: pn.pane.HTML, text: str) -> None:
-    """Change a pane where its text is another."""
-    if pane.object != text:
-        pane.object = text
-
-
-def figure_pane(plot: Any) -> pn.pane.Bokeh:
-    """A figure as part of a page. To hide it, set the figure's own `visible`."""
-    return pn.pane.Bokeh(plot, sizing_mode="stretch_width", margin=0)
+def show(part: Part, text: str) -> None:
+    """Change a part where its text is another."""
+    if part.text != text:
+        part.text = text
 
 
 def widget(kind: type[Any], **options: Any) -> Any:
     """A control, with the page's styles."""
-    return kind(stylesheets=[WIDGET_CSS], margin=(0, 12, 6, 0), **options)
+    return kind(**{"stylesheets": [WIDGET_CSS], "margin": (0, 12, 6, 0), **options})
+
+
+def when_changed(control: Any, name: str, act: Callable[[], None]) -> None:
+    """Call `act` when a control's property is another; all that it changes goes to the viewer as one message."""
+
+    def changed(_name: str, _old: object, _new: object) -> None:
+        with pn.io.unlocked():
+            act()
+
+    control.on_change(name, changed)
 
 
 def note(answer: Answer[Any], session: Session, now: datetime) -> str:
@@ -209,54 +231,30 @@ def _badge(state: str, word: str, text: str) -> str:
     return f'<span class="badge {state}"><span class="dot"></span><b>{word}</b><span>{text}</span></span>'
 
 
-class _Whole(pn.Template):  # type: ignore[misc]  # Panel has no types
-    """Panel's template, without work that nobody sees: together half of what a page costs."""
-
-    def __repr__(self) -> str:
-        """Panel writes one of all parts, into a part of its own, each time that a part is added."""
-        return type(self).__name__
-
-    def server_doc(
-        self, doc: Document | None = None, title: str | None = None, location: bool | Location = True
-    ) -> Document:
-        """The models of all parts are gathered once, and not again for each part."""
-        document = doc or pn.state.curdoc
-        with document.models.freeze():
-            return super().server_doc(document, title, location)
-
-
-def render(kind: PageKind, pages: Sequence[PageKind], cache: Cache, *, logout: bool) -> pn.Template:
-    """A page for a new session. A browser that has not told its zone yet gets a page that asks for it."""
-    session = Session(cache)
+def render(kind: PageKind, pages: Sequence[PageKind], cache: Cache, *, logout: bool) -> None:
+    """Make the document of a new session. A browser that has not told its zone yet gets a page that asks for it."""
+    session, document = Session(cache), pn.state.curdoc
     full = cache.listeners >= session.settings.dashboard.max_sessions
-    template = _Whole(_TEMPLATE, location=True)
-    for name, value in {
-        "page_css": _PAGE_CSS,
-        "unused": _UNUSED,
-        "heading": kind.title,
-        "about": kind.about,
-        "html_attrs": f'data-theme="{session.theme.name}"',
-        "app_favicon": _ICON,
-        "greeting": not session.greeted,
-        "full": full,
-        "zone": session.zone.key,
-        "other_theme": "light" if session.theme.name == "dark" else "dark",
-        "logout": logout,
-        "pages": [
-            {"href": f"./{page.path}", "title": page.title, "current": page.path == kind.path} for page in pages
-        ],
-    }.items():
-        template.add_variable(name, value)
+    document.template = _TEMPLATE
+    document.title = kind.title
+    document.template_variables.update(
+        page_css=_PAGE_CSS,
+        unused=_UNUSED,
+        heading=kind.title,
+        about=kind.about,
+        html_attrs=f'data-theme="{session.theme.name}"',
+        app_favicon=_ICON,
+        greeting=not session.greeted,
+        full=full,
+        zone=session.zone.key,
+        other_theme="light" if session.theme.name == "dark" else "dark",
+        logout=logout,
+        pages=[{"href": f"./{page.path}", "title": page.title, "current": page.path == kind.path} for page in pages],
+    )
     if full or not session.greeted:
-        template.add_variable("cards", [])
-        return template
+        return
     page = kind.make(session)
-    fresh = html(min_height=20)
-    template.add_panel("badge", fresh)
-    cards = page.cards()
-    for card in cards:
-        template.add_panel(card.name, card.view)
-    template.add_variable("cards", [card._asdict() for card in cards])
+    fresh = html()
 
     def tick() -> None:
         now = datetime.now(UTC)
@@ -265,15 +263,31 @@ def render(kind: PageKind, pages: Sequence[PageKind], cache: Cache, *, logout: b
         session.ticked()
 
     tick()
-    _keep_ticking(session, tick)
-    return template
+    cards = page.cards()
+    session.query.js_on_change("text", CustomJS(code=_ADDRESS_JS))
+    rows = [(card, [block if isinstance(block, tuple) else (block,) for block in card.blocks]) for card in cards]
+    document.template_variables.update(cards=rows, badge=fresh, query=session.query)
+    _put(document, [fresh, session.query, *(model for _, blocks in rows for block in blocks for model in block)])
+    _keep_ticking(session, document, tick)
 
 
-def _keep_ticking(session: Session, tick: Callable[[], None]) -> None:
+def _put(document: Document, models: Sequence[Part | UIElement]) -> None:
+    """Have a document show these, each in its place of the template, which knows it by its id."""
+    parts = [model for model in models if isinstance(model, Part)]
+    write = CustomJS(args={"parts": None}, code=_WRITE_JS)
+    for part in parts:
+        part.js_on_change("text", write)
+    with document.models.freeze():  # the models below are gathered once, and not again for each of these
+        for model in models:
+            model.name = model.id
+            document.add_root(model)
+    # What became another between the page and its document.
+    document.js_on_event("document_ready", CustomJS(args={"parts": parts}, code=_WRITE_JS))
+    document.js_on_event("connection_lost", CustomJS(code=_LOST_JS))
+
+
+def _keep_ticking(session: Session, document: Document, tick: Callable[[], None]) -> None:
     """Tick each second and at each new answer to what it asked, as long as the session lives."""
-    document = pn.state.curdoc
-    if document is None:
-        return
     waiting = [False]
 
     def woken() -> None:
@@ -290,6 +304,5 @@ def _keep_ticking(session: Session, tick: Callable[[], None]) -> None:
             document.add_next_tick_callback(woken)
 
     silence = session.cache.listen(wake)
-    pn.state.add_periodic_callback(together, period=TICK_MS)
-    pn.state.on_session_destroyed(lambda _: silence())
-    document.js_on_event("connection_lost", CustomJS(code=_LOST_JS))
+    document.add_periodic_callback(together, TICK_MS)
+    document.on_session_destroyed(lambda _: silence())

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-import panel as pn
 import polars as pl
 from bokeh.models import VBar
 
 from apps.dashboard.fleet import Figures, Fleet
-from apps.dashboard.frame import Card, Session, figure_pane, html, note, nothing, show
+from apps.dashboard.frame import Card, Session, html, note, nothing, show
 from apps.dashboard.promises import DAYS, Promises, history, reconciled
 from apps.dashboard.stages import Bad, BadData, Lags, Layer, Layers, Proof, Quality
 from apps.dashboard.theme import empty_source, fixed_range, hover, legend_above, ms, time_figure, times
@@ -50,14 +49,13 @@ class Health:
 
     def cards(self) -> Sequence[Card]:
         """Stages, their pace over the day, the books, what was not kept, bad data."""
-        pace = pn.Column(self._pace_note, figure_pane(self._plot), sizing_mode="stretch_width", margin=0)
         return [
-            Card("stages", self._stages, 12, "Stages", "pace and latency of the last five minutes"),
-            Card("pace", pace, 8, "Throughput", "by event time, last day"),
-            Card("books", self._books, 4, "Books", "what is where"),
-            Card("history", self._history, 12, "Objectives", f"what was not kept in the last {DAYS} days"),
-            Card("bad", self._dead, 4, "Bad data", "last day, by reason"),
-            Card("letters", self._letters, 8, "Dead letters", "the newest ones"),
+            Card("stages", [self._stages], 12, "Stages", "pace and latency of the last five minutes"),
+            Card("pace", [self._pace_note, self._plot], 8, "Throughput", "by event time, last day"),
+            Card("books", [self._books], 4, "Books", "what is where"),
+            Card("history", [self._history], 12, "Objectives", f"what was not kept in the last {DAYS} days"),
+            Card("bad", [self._dead], 4, "Bad data", "last day, by reason"),
+            Card("letters", [self._letters], 8, "Dead letters", "the newest ones"),
         ]
 
     def update(self, now: datetime) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import panel as pn
 import polars as pl
 from bokeh.models import (
     BasicTicker,
@@ -13,13 +12,15 @@ from bokeh.models import (
     FactorRange,
     LinearColorMapper,
     NumeralTickFormatter,
+    RadioButtonGroup,
     Rect,
+    Select,
     TapTool,
 )
 from bokeh.plotting import figure
 
 from apps.dashboard.controls import BESIDE_LABELS, RangeControl
-from apps.dashboard.frame import Card, Session, figure_pane, html, note, nothing, show, widget
+from apps.dashboard.frame import Card, Session, html, note, nothing, show, when_changed, widget
 from apps.dashboard.grid import NAMES, Cells, Grid, Metric
 from apps.dashboard.series import Catalogue
 from apps.dashboard.theme import MAP, empty_source, fixed_range, hover, ms, styled, time_figure, times
@@ -27,6 +28,8 @@ from apps.dashboard.view import fixed, link
 from apps.dashboard.words import count, esc, number, percent, unit_of
 
 SPANS = ("1h", "6h", "24h", "7d", "30d", "1y")
+_BY = ("time", "type")
+_ALL_TYPES = ("", "all types")
 _ROW, _ROOM = 34, 60
 _WORST = 8
 _CLICKED = """
@@ -48,21 +51,23 @@ class Heatmap:
         self._session = session
         address = session.address
         metric = Metric(address.one_of("metric", list(Metric), Metric.RATE))
-        by = address.one_of("by", ("time", "type"), "time")
+        by = address.one_of("by", _BY, "time")
         self._type = next(iter(address.texts("type", 1)), "")
         self._range = RangeControl(address.range(), self._changed, SPANS)
         self._metric_box = widget(
-            pn.widgets.Select, name="Shows", width=150, options={NAMES[each]: each for each in Metric}, value=metric
+            Select,
+            title="Shows",
+            width=150,
+            options=[(each.value, NAMES[each]) for each in Metric],
+            value=metric.value,
         )
-        self._type_box = widget(pn.widgets.Select, name="Type", width=150, options={"all types": ""}, value="")
+        self._type_box = widget(Select, title="Type", width=150, options=[_ALL_TYPES], value="")
         self._by_box = widget(
-            pn.widgets.RadioButtonGroup, options={"by time": "time", "by type": "type"}, value=by,
-            button_type="default",
-        )  # fmt: skip
-        self._by_box.margin = BESIDE_LABELS
+            RadioButtonGroup, labels=[f"by {each}" for each in _BY], active=_BY.index(by), margin=BESIDE_LABELS
+        )
         self._setting = False
-        for box in (self._metric_box, self._type_box, self._by_box):
-            box.param.watch(self._chosen, "value")
+        for box, name in ((self._metric_box, "value"), (self._type_box, "value"), (self._by_box, "active")):
+            when_changed(box, name, self._chosen)
         self._types: list[str] = []
         self._units: dict[str, str] = {}
         self._about, self._table = html(nothing("Reading the lake …")), html()
@@ -73,13 +78,20 @@ class Heatmap:
 
     def cards(self) -> Sequence[Card]:
         """Controls, the map, its extremes."""
-        boxes = pn.FlexBox(self._metric_box, self._type_box, self._by_box, self._range.view, align_items="start")
-        chart = pn.Column(self._about, *map(figure_pane, self._plots), sizing_mode="stretch_width", margin=0)
+        boxes = (self._metric_box, self._type_box, self._by_box, self._range.view)
         return [
-            Card("controls", boxes, bare=True),
-            Card("map", chart),
-            Card("worst", self._table, 12, "Where to look first"),
+            Card("controls", [boxes], bare=True),
+            Card("map", [self._about, *self._plots]),
+            Card("worst", [self._table], 12, "Where to look first"),
         ]
+
+    @property
+    def _metric(self) -> Metric:
+        return Metric(self._metric_box.value)
+
+    @property
+    def _by(self) -> str:
+        return _BY[self._by_box.active]
 
     def _figure(self, *, by_type: bool) -> figure:
         theme, y = self._session.theme, FactorRange(factors=[" "])
@@ -141,14 +153,14 @@ class Heatmap:
         self._draw(answer.value, head)
 
     def _question(self) -> Grid:
-        metric = self._metric_box.value
+        metric = self._metric
         kind = self._type
         if metric is Metric.VALUE and not kind:
             kind = self._types[0] if self._types else ""
-        return Grid(metric, self._by_box.value == "type", kind, self._range.value)
+        return Grid(metric, self._by == "type", kind, self._range.value)
 
     def _draw(self, cells: Cells, head: str) -> None:
-        by_type, metric = self._by_box.value == "type", self._metric_box.value
+        by_type, metric = self._by == "type", self._metric
         rows = cells.rows.filter(pl.col("value").is_not_null())
         percents = metric in (Metric.RATE, Metric.HEALTH)
         values = rows["value"] * (100 if percents else 1)
@@ -183,7 +195,8 @@ class Heatmap:
         unit = "%" if percents else (unit_of(self._unit(kind)) if metric is Metric.VALUE else "")
         of = f" of {esc(kind)}" if kind else ""
         named = f"<b>{NAMES[metric]}</b>{of}" + (f", {unit}" if unit else "")
-        legend = f"{named}; empty: no readings. Click a cell for its sensors.{self._session.left_out}"
+        empty = "no readings, or not over yet" if metric is Metric.HEALTH else "no readings"
+        legend = f"{named}; empty: {empty}. Click a cell for its sensors.{self._session.left_out}"
         show(self._about, f'{head}<div class="muted">{legend}</div>')
         show(self._table, self._worst(rows, cells, metric))
 
@@ -210,14 +223,14 @@ class Heatmap:
         for row in ordered.iter_rows(named=True):
             kind = self._question().sensor_type or row["sensor_type"]
             href = link("trends", fixed(row["start"], row["start"] + cells.step), type=kind, location=row["location"])
-            when = esc(row["sensor_type"]) if self._by_box.value == "type" else self._session.clock(row["start"], now)
+            when = esc(row["sensor_type"]) if self._by == "type" else self._session.clock(row["start"], now)
             body += (
                 f'<tr><td><a href="{esc(href)}">{esc(row["location"])}</a></td><td class="s">{when}</td>'
                 f'<td class="r">{count(row["count"])}</td><td class="r">{count(row["anomalies"])}</td>'
                 f'<td class="r">{percent(row["anomalies"] / row["count"], 2)}</td>'
                 f'<td class="r">{percent(row["health"])}</td></tr>'
             )
-        second = "Type" if self._by_box.value == "type" else "From"
+        second = "Type" if self._by == "type" else "From"
         head = "".join(f'<th class="r">{name}</th>' for name in ("Readings", "Anomalies", "Rate", "Health"))
         return f'<div class="wide"><table><tr><th>Location</th><th>{second}</th>{head}</tr>{body}</table></div>'
 
@@ -228,22 +241,16 @@ class Heatmap:
             self._type = ""
         self._setting = True
         try:
-            self._type_box.param.update(
-                options={"all types": "", **{kind: kind for kind in self._types}}, value=self._type
-            )
+            self._type_box.update(options=[_ALL_TYPES, *self._types], value=self._type)
         finally:
             self._setting = False
 
-    def _chosen(self, event: Any) -> None:
-        if self._setting:
-            return
-        if event.obj is self._type_box:
+    def _chosen(self) -> None:
+        if not self._setting:
             self._type = self._type_box.value
-        self._changed()
+            self._changed()
 
     def _changed(self) -> None:
         self._session.forget("grid")
-        self._session.set_query(
-            metric=self._metric_box.value, by=self._by_box.value, type=self._type, **self._range.value.query()
-        )
+        self._session.set_query(metric=self._metric.value, by=self._by, type=self._type, **self._range.value.query())
         self.update(datetime.now(UTC))

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-import panel as pn
 import polars as pl
 from bokeh.models import VBar
 
 from apps.dashboard.fleet import DAY, Feed, Figures, Fleet, Freshness
-from apps.dashboard.frame import Card, Session, figure_pane, html, note, nothing, show
+from apps.dashboard.frame import Card, Session, html, note, nothing, show
 from apps.dashboard.theme import empty_source, fixed_range, hover, ms, time_figure, times
 from apps.dashboard.tiles import kpis, locations
 from apps.dashboard.view import fixed, link
@@ -48,14 +47,11 @@ class Overview:
 
     def cards(self) -> Sequence[Card]:
         """Figures, locations, the day, the feed."""
-        panes = map(figure_pane, (self._readings, self._anomalies))
         return [
-            Card("kpis", self._kpis, bare=True),
-            Card("locations", self._locations, 8, "Locations", "by state in the last hour"),
-            Card("feed", self._feed, 4, "Anomalies", "newest first, as announced", tall=True),
-            Card(
-                "day", pn.Column(*panes, sizing_mode="stretch_width", margin=0), 8, "The last day", "5-minute windows"
-            ),
+            Card("kpis", [self._kpis], bare=True),
+            Card("locations", [self._locations], 8, "Locations", "by state in the last hour"),
+            Card("feed", [self._feed], 4, "Anomalies", "newest first, as announced", tall=True),
+            Card("day", [self._readings, self._anomalies], 8, "The last day", "5-minute windows"),
         ]
 
     def update(self, now: datetime) -> None:

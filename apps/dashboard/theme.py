@@ -32,8 +32,6 @@ from bokeh.plotting import figure
 Floats = npt.NDArray[np.float64]
 
 ASSETS = Path(__file__).with_name("assets")
-CONTENT_CSS = (ASSETS / "content.css").read_text(encoding="utf-8")
-"""Of HTML in panes, which the page's own sheet does not reach."""
 WIDGET_CSS = (ASSETS / "widgets.css").read_text(encoding="utf-8")
 MAP = tuple(Cividis256)
 

@@ -4,14 +4,24 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import panel as pn
 import polars as pl
 from bokeh.events import RangesUpdate
-from bokeh.models import BoxZoomTool, FactorRange, PanTool, Rect, Scatter, TapTool, VBar, WheelZoomTool
+from bokeh.models import (
+    BoxZoomTool,
+    FactorRange,
+    MultiChoice,
+    PanTool,
+    Rect,
+    Scatter,
+    Select,
+    TapTool,
+    VBar,
+    WheelZoomTool,
+)
 
 from apps.dashboard.charts import Lines, is_move, when_settled
 from apps.dashboard.controls import RangeControl
-from apps.dashboard.frame import Card, Session, figure_pane, html, note, nothing, show, widget
+from apps.dashboard.frame import Card, Session, html, note, nothing, show, when_changed, widget
 from apps.dashboard.incidents import MOST, RULES, Found, Incidents, Severity
 from apps.dashboard.series import Series
 from apps.dashboard.theme import empty_source, fixed_range, hover, legend_above, ms, time_figure, times
@@ -41,19 +51,19 @@ class Timeline:
         """Partition and offset of the announced anomaly that is looked at: PARTITION-OFFSET."""
         self._range = RangeControl(address.range(), self._changed)
         self._rule_box = widget(
-            pn.widgets.MultiChoice, name="Rules", width=220, value=list(rules), placeholder="all rules",
-            options={rule_name(rule): rule for rule in RULES},
+            MultiChoice, title="Rules", width=220, value=list(rules), placeholder="all rules",
+            options=[(rule, rule_name(rule)) for rule in RULES],
         )  # fmt: skip
         self._severity_box = widget(
-            pn.widgets.MultiChoice, name="Severity", width=190, options=[each.value for each in Severity],
+            MultiChoice, title="Severity", width=190, options=[each.value for each in Severity],
             value=list(severities), placeholder="all",
         )  # fmt: skip
-        self._type_box = widget(pn.widgets.Select, name="Type", width=150)
-        self._place_box = widget(pn.widgets.Select, name="Location", width=170)
+        self._type_box = widget(Select, title="Type", width=150)
+        self._place_box = widget(Select, title="Location", width=170)
         self._setting = False
         self._offer((), ())
         for box in (self._rule_box, self._severity_box, self._type_box, self._place_box):
-            box.param.watch(self._chosen, "value")
+            when_changed(box, "value", self._chosen)
         self._about, self._table = html(nothing("Reading the lake …")), html()
         self._colours = dict(zip(Severity, (theme.alarm, theme.series[1], theme.series[0]), strict=True))
         self._found: Found | None = None
@@ -118,16 +128,12 @@ class Timeline:
 
     def cards(self) -> Sequence[Card]:
         """Controls, the timeline, the list and what is around one of it."""
-        boxes = pn.FlexBox(
-            self._rule_box, self._severity_box, self._type_box, self._place_box, self._range.view, align_items="start"
-        )
-        chart = pn.Column(self._about, *map(figure_pane, self._plots), sizing_mode="stretch_width", margin=0)
-        detail = pn.Column(self._detail, figure_pane(self._lines.plot), sizing_mode="stretch_width", margin=0)
+        boxes = (self._rule_box, self._severity_box, self._type_box, self._place_box, self._range.view)
         return [
-            Card("controls", boxes, bare=True),
-            Card("chart", chart),
-            Card("list", self._table, 6, "Newest"),
-            Card("detail", detail, 6, "Readings around it"),
+            Card("controls", [boxes], bare=True),
+            Card("chart", [self._about, *self._plots]),
+            Card("list", [self._table], 6, "Newest"),
+            Card("detail", [self._detail, self._lines.plot], 6, "Readings around it"),
         ]
 
     def update(self, now: datetime) -> None:
@@ -295,9 +301,7 @@ class Timeline:
                 (self._place_box, _ALL_PLACES, places, self._location),
             ):
                 offered = sorted({*names, *filter(None, [value])})
-                options = {every: "", **{name: name for name in offered}}
-                if box.options != options or box.value != value:
-                    box.param.update(options=options, value=value)
+                box.update(options=[("", every), *offered], value=value)
         finally:
             self._setting = False
 
@@ -309,7 +313,7 @@ class Timeline:
             "location": self._location,
         }
 
-    def _chosen(self, _event: Any) -> None:
+    def _chosen(self) -> None:
         if not self._setting:
             self._type, self._location = self._type_box.value, self._place_box.value
             self._changed()

@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from io import BytesIO
-from typing import Any
 
-import panel as pn
 import polars as pl
+from bokeh.models import MultiChoice, Select
 
 from apps.dashboard.charts import Lines
-from apps.dashboard.controls import RangeControl
-from apps.dashboard.frame import Card, Session, figure_pane, html, note, nothing, show, widget
+from apps.dashboard.controls import Download, RangeControl
+from apps.dashboard.frame import Card, Session, html, note, nothing, show, when_changed, widget
 from apps.dashboard.series import Catalogue, Resolution, Series, Shown, candidates, chosen
 from apps.dashboard.theme import MOST_SERIES
 from apps.dashboard.view import fixed, link
@@ -32,37 +32,31 @@ class Trends:
         self._setting = False
         self._shown: Shown | None = None
         self._range = RangeControl(address.range(), self._changed)
-        self._type_box = widget(pn.widgets.Select, name="Type", width=150)
-        self._location_box = widget(pn.widgets.Select, name="Location", width=170)
+        self._type_box = widget(Select, title="Type", width=150)
+        self._location_box = widget(Select, title="Location", width=170)
         self._sensor_box = widget(
-            pn.widgets.MultiChoice, name=f"Sensors (up to {MOST_SERIES})", max_items=MOST_SERIES, width=330,
+            MultiChoice, title=f"Sensors (up to {MOST_SERIES})", max_items=MOST_SERIES, width=330,
             option_limit=50, search_option_limit=50, placeholder="Choose to compare",
         )  # fmt: skip
-        for box in (self._type_box, self._location_box, self._sensor_box):
-            box.param.watch(self._chosen, "value")
+        for box in (self._type_box, self._location_box):
+            when_changed(box, "value", self._narrowed)
+        when_changed(self._sensor_box, "value", self._picked)
         self._lines = Lines(session.theme, self._range.zoom)
         self._lines.show(visible=False)
         self._about = html()
         self._table = html()
-        self._csv, self._parquet = self._download("csv", "CSV"), self._download("parquet", "Parquet")
+        self._downloads = [
+            Download(f"Download {label}", partial(self._file, kind))
+            for kind, label in (("csv", "CSV"), ("parquet", "Parquet"))
+        ]
 
     def cards(self) -> Sequence[Card]:
         """Controls, the chart, figures by sensor."""
-        controls = pn.FlexBox(
-            self._type_box, self._location_box, self._sensor_box, self._range.view, align_items="start"
-        )
-        chart = pn.Column(
-            self._about,
-            *map(figure_pane, (self._lines.plot, self._lines.strip)),
-            sizing_mode="stretch_width",
-            margin=0,
-        )
-        downloads = pn.FlexBox(self._csv, self._parquet)
-        table = pn.Column(self._table, downloads, sizing_mode="stretch_width", margin=0)
+        boxes = (self._type_box, self._location_box, self._sensor_box, self._range.view)
         return [
-            Card("controls", controls, bare=True),
-            Card("chart", chart),
-            Card("figures", table, 12, "In this range"),
+            Card("controls", [boxes], bare=True),
+            Card("chart", [self._about, self._lines.plot, self._lines.strip]),
+            Card("figures", [self._table, tuple(each.view for each in self._downloads)], 12, "In this range"),
         ]
 
     def update(self, now: datetime) -> None:
@@ -89,7 +83,7 @@ class Trends:
             self._nothing(head + nothing("No readings in this range", self._way_out(sensors)))
             return
         self._lines.show(visible=True)
-        self._csv.disabled = self._parquet.disabled = False
+        self._offer_files(True)
         self._lines.draw(shown, sensors)
         show(self._about, head + self._told(shown, sensors))
         show(self._table, figures(shown, sensors, self._lines.colours))
@@ -120,7 +114,7 @@ class Trends:
 
     def _nothing(self, text: str) -> None:
         self._lines.show(visible=False)
-        self._csv.disabled = self._parquet.disabled = True
+        self._offer_files(False)
         show(self._about, text)
         show(self._table, "")
 
@@ -135,14 +129,12 @@ class Trends:
         names = candidates(self._catalogue, self._type, self._location)["sensor_id"].unique().sort().to_list()
         self._setting = True
         try:
-            self._type_box.param.update(options=types, value=self._type)
-            self._location_box.param.update(
-                options={ALL: "", **{place: place for place in sorted({*places, *filter(None, [self._location])})}},
-                value=self._location,
-            )
+            self._type_box.update(options=types, value=self._type)
+            offered = sorted({*places, *filter(None, [self._location])})
+            self._location_box.update(options=[("", ALL), *offered], value=self._location)
             sensors = chosen(self._catalogue, self._type, self._location, self._sensors)
-            labels = {esc(name): name for name in sorted({*names, *sensors})}  # the box takes labels for HTML
-            self._sensor_box.param.update(options=labels, value=list(sensors))
+            options = [(name, esc(name)) for name in sorted({*names, *sensors})]  # the box takes labels for HTML
+            self._sensor_box.update(options=options, value=list(sensors))
         finally:
             self._setting = False
 
@@ -153,16 +145,17 @@ class Trends:
         best = next(rows for rows in (known, at_place, self._catalogue) if len(rows))
         return str(best.sort("anomalies", descending=True)["sensor_type"][0])
 
-    def _chosen(self, event: Any) -> None:
-        if self._setting:
-            return
-        if event.obj is self._sensor_box:
+    def _narrowed(self) -> None:
+        if not self._setting:
+            self._type, self._location, self._sensors = self._type_box.value, self._location_box.value, ()
+            self._offer()
+            self._changed()
+
+    def _picked(self) -> None:
+        if not self._setting:
             self._sensors = tuple(self._sensor_box.value)
-        else:
-            self._type, self._location = self._type_box.value, self._location_box.value
-            self._sensors = ()
-        self._offer()
-        self._changed()
+            self._offer()
+            self._changed()
 
     def _changed(self) -> None:
         self._session.forget("series")
@@ -171,27 +164,22 @@ class Trends:
         )
         self.update(datetime.now(UTC))
 
-    def _download(self, kind: str, label: str) -> Any:
-        button = widget(
-            pn.widgets.FileDownload, filename=f"trends.{kind}", label=f"Download {label}", button_type="default",
-            width=150, disabled=True,
-        )  # fmt: skip
+    def _offer_files(self, offered: bool) -> None:
+        for each in self._downloads:
+            each.view.disabled = not offered
 
-        def content() -> BytesIO:
-            shown, out = self._shown, BytesIO()
-            assert shown is not None
-            button.filename = f"{self._type}-{utc_text(shown.start)}-{utc_text(shown.end)}.{kind}".replace(":", "")
-            named = {"sensor_type": pl.lit(self._type), "unit": pl.lit(shown.unit)}
-            rows = shown.points.with_columns(**named).rename({"start": "time"})
-            if kind == "csv":
-                rows.write_csv(out, datetime_format="%Y-%m-%dT%H:%M:%S%.fZ")
-            else:
-                rows.write_parquet(out)
-            out.seek(0)
-            return out
-
-        button.callback = content
-        return button
+    def _file(self, kind: str) -> tuple[str, bytes]:
+        """Name and content of what is shown, as a file."""
+        shown, out = self._shown, BytesIO()
+        assert shown is not None
+        named = {"sensor_type": pl.lit(self._type), "unit": pl.lit(shown.unit)}
+        rows = shown.points.with_columns(**named).rename({"start": "time"})
+        if kind == "csv":
+            rows.write_csv(out, datetime_format="%Y-%m-%dT%H:%M:%S%.fZ")
+        else:
+            rows.write_parquet(out)
+        name = f"{self._type}-{utc_text(shown.start)}-{utc_text(shown.end)}.{kind}".replace(":", "")
+        return name, out.getvalue()
 
 
 def _waiting(catalogue: pl.DataFrame | None) -> tuple[str, str]:

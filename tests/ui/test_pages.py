@@ -30,7 +30,8 @@ def query(page: Page) -> dict[str, list[str]]:
 
 
 def figure_box(page: Page, number: int = 0) -> dict[str, float]:
-    """Where a figure is on the screen."""
+    """Where a figure is on the screen, once it can be touched: texts are there before it."""
+    page.wait_for_function("Bokeh.documents[0].is_idle")
     box = page.locator(".bk-Figure").nth(number).bounding_box()
     assert box is not None
     return dict(box)
@@ -107,6 +108,7 @@ def test_a_trend_is_zoomed_shared_and_downloaded(
     start, stop = (datetime.fromisoformat(zoomed[name][0]) for name in ("from", "to"))
     assert timedelta(minutes=2) < stop - start < timedelta(hours=2)
     assert zoomed["sensor"] == ["humidity-001"]
+    assert "sensor=" not in page.locator("body").inner_text(), "the address is no text of the page"
 
     other = page.context.new_page()
     other.goto(page.url)
@@ -137,6 +139,7 @@ def test_filters_narrow_the_timeline_and_an_anomaly_leads_to_its_readings(page: 
 def test_a_cell_of_the_heatmap_leads_to_the_sensors_there(page: Page, dashboard: Served) -> None:
     page.goto(f"{dashboard.url}/heatmap?by=type&range=6h&metric=anomalies")
     expect(page.locator(".bk-Figure:visible")).to_have_count(1)
+    page.wait_for_function("Bokeh.documents[0].is_idle")
     box = page.locator(".bk-Figure:visible").bounding_box()
     assert box is not None
     page.mouse.click(box["x"] + box["width"] * 0.25, box["y"] + 20)
