@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format types audit requirements check-requirements bench bench-full bench-page bench-load bench-validation \
 	bench-metrics bench-monitor bench-detect bench-latency bench-history bench-store bench-engine bench-batch bench-scale bench-start parity soak soak-dashboard eval faults \
-	check-dashboards drill drill-status up down image check-image check-deploy \
+	check-dashboards drill drill-status up down image check-image check-up check-deploy \
 	check-apiserver check-terraform clean
 
 PYTHON ?= python3
@@ -151,6 +151,9 @@ image: ## Build the image (ARGS="--build-arg BASE_IMAGE=...": on another base)
 
 check-image: setup ## Every stage from the image, read-only and as nobody, against services of this machine
 	@$(BIN)/python deploy/image/check.py $(ARGS)
+
+check-up: setup ## make up and make down on this machine's Docker, all of it looked at (without an image registry: deploy/compose/standins)
+	@$(BIN)/python deploy/compose/check.py
 
 check-deploy: setup .judges/.complete ## Overlays rendered and judged, workflows, Dockerfile, Terraform, with the tools that are there
 	@PATH="$(CURDIR)/$(BIN):$$PATH:$(CURDIR)/.judges/bin" deploy/check $(ARGS)

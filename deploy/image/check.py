@@ -54,7 +54,7 @@ def serving(image: str, settings: dict[str, str], stage: str) -> None:
             sys.exit(f"{stage} ended with {code} at SIGTERM.")
         print(f"ok  pipeline {stage}: ready, and ended in order", flush=True)
     finally:
-        subprocess.run(["docker", "rm", "--force", container], check=False, capture_output=True)
+        subprocess.run(["docker", "rm", "--force", "--volumes", container], check=False, capture_output=True)
 
 
 def answers(url: str) -> bool:

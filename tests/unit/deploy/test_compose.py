@@ -42,6 +42,33 @@ def test_the_settings_load_and_reach_the_broker(name: str, monkeypatch: pytest.M
     connection(load_settings().kafka)
 
 
+@pytest.mark.parametrize("name", OURS)
+def test_status_finds_monitor_from_any_container(name: str) -> None:
+    port = re.search(r"PIPELINE_OBSERVABILITY__PORT=(\d+)", (ROOT / "Dockerfile").read_text())
+    assert port
+    assert SERVICES[name]["environment"]["PIPELINE_DASHBOARD__MONITOR"] == f"monitor:{port[1]}"
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_no_volume_of_the_image_is_left_without_a_name(name: str) -> None:
+    declared = re.search(r"^VOLUME (.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    named = [volume.split(":")[1] for volume in SERVICES[name].get("volumes", [])]
+    scratch = [mount.removesuffix(":uid=10001,gid=10001") for mount in SERVICES[name]["tmpfs"]]
+    assert declared
+    assert sorted(yaml.safe_load(declared[1])) == sorted(named + scratch)
+    assert "/state" not in SERVICES[name]["tmpfs"]  # which would be root's
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_what_goes_on_comes_back_after_a_crash(name: str) -> None:
+    once = {how["condition"] for each in SERVICES.values() if (how := each.get("depends_on", {}).get(name))}
+    assert SERVICES[name]["restart"] == ("no" if "service_completed_successfully" in once else "unless-stopped")
+
+
+def test_a_warehouse_that_is_being_set_up_is_not_taken_for_ready() -> None:
+    assert {"-h", "127.0.0.1"} <= set(SERVICES["warehouse"]["healthcheck"]["test"])
+
+
 @pytest.mark.parametrize("name", sorted(SERVICES.keys() - set(OURS)))
 def test_a_foreign_image_has_a_tag_and_a_check(name: str) -> None:
     assert SERVICES[name]["image"].partition(":")[2] not in {"", "latest"}
