@@ -206,11 +206,11 @@ def _line_source() -> ColumnDataSource:
 
 
 def _line(shown: Shown, sensor: str | None) -> dict[str, Any]:
-    points = shown.points.filter(pl.col("sensor_id") == (sensor or ""))
+    points = shown.points.with_columns(more=shown.more).filter(pl.col("sensor_id") == (sensor or ""))
     columns = ("avg", "min", "max")
     t = times(points["start"])
     values = [points[name].to_numpy() for name in columns]
-    more = _more(points)
+    more = points["more"].to_list()
     if len(t) > 1:
         breaks = np.flatnonzero(np.diff(t) > GAP[shown.resolution].total_seconds() * 1000) + 1
         t = np.insert(t, breaks, t[breaks] - 1)
@@ -221,15 +221,3 @@ def _line(shown: Shown, sensor: str | None) -> dict[str, Any]:
         "t": t, "t_utc": t, "y": values[0], "low": values[1], "high": values[2],
         "n": np.zeros(len(t)), "sensor": [sensor] * len(t), "more": more,
     }  # fmt: skip
-
-
-def _more(points: pl.DataFrame) -> list[str]:
-    """What a tooltip tells beside the mean."""
-    names = [name for name in ("min", "max", "p50", "p95", "p99") if name in points.columns]
-    if points["count"].max() == 1 and "p50" not in points.columns:
-        return [""] * len(points)
-    return [
-        f"{count} readings; "
-        + ", ".join(f"{name} {number(value, 4)}" for name, value in zip(names, row, strict=True))
-        for count, *row in points.select("count", *names).iter_rows()
-    ]

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import NamedTuple
+from functools import cached_property
 
 import polars as pl
 
 from apps.dashboard.source import SUMMED, Source
 from apps.dashboard.theme import MOST_SERIES
 from apps.dashboard.view import Range
+from apps.dashboard.words import number
 from contracts.tables import BRONZE_ANOMALIES, GOLD_SENSOR_5MIN, SILVER_READINGS, Table
 from pipeline.core.aggregate import FIVE_MINUTES
 
@@ -63,7 +64,8 @@ class Catalogue:
         return source.collect(series).sort("sensor_type", "location", "sensor_id")
 
 
-class Shown(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Shown:
     """Series of a range."""
 
     start: datetime
@@ -77,6 +79,22 @@ class Shown(NamedTuple):
     """Of one sensor, where it was asked for: start, low, high, within which a reading is no outlier."""
     unit: str
     operating: tuple[float, float] | None
+
+    @cached_property
+    def more(self) -> pl.Series:
+        """What a tooltip tells of each point beside the mean: written once, for all who look at it."""
+        points = self.points
+        names = [name for name in ("min", "max", "p50", "p95", "p99") if name in points.columns]
+        if points["count"].max() == 1 and "p50" not in points.columns:
+            return pl.repeat("", len(points), eager=True)
+        return pl.Series(
+            [
+                f"{count} readings; "
+                + ", ".join(f"{name} {number(value, 4)}" for name, value in zip(names, row, strict=True))
+                for count, *row in points.select("count", *names).iter_rows()
+            ],
+            dtype=pl.String,
+        )
 
 
 _POINTS = ("sensor_id", "start", "count", "avg", "min", "max", "anomaly_count")
