@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 
-from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from pipeline import metrics
@@ -325,7 +325,10 @@ def _answers(
     settings: Settings, admin: AdminClient, places: Iterable[TopicPartition], spec: OffsetSpec
 ) -> dict[TopicPartition, int]:
     answers = admin.list_offsets(dict.fromkeys(places, spec), request_timeout=settings.kafka.timeout_s)
-    return {place: answer.result().offset for place, answer in answers.items()}
+    found = {place: answer.result().offset for place, answer in answers.items()}
+    if OFFSET_INVALID in found.values():  # where the broker went away half-way, librdkafka tells no error
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "no answer for some partitions"))
+    return found
 
 
 def _raise_first(answers: Iterable[TopicPartition]) -> None:
