@@ -1,5 +1,8 @@
 """The lake on a real object store, and what it says when something is wrong there."""
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -18,6 +21,7 @@ from pipeline import settings as config
 from pipeline.errors import AccessDenied, Conflict, NotSetUp, PipelineError, SchemaTooNew, Unreachable
 from pipeline.lake.delta import Lake, append, changes, progress
 from pipeline.lake.sink import DeltaSink
+from pipeline.settings import Settings, environment
 from tests.faultproxy import FaultProxy
 from tests.services import Store
 from tests.unit.pipeline.test_sink import TOPIC, decode, feed, whole
@@ -235,3 +239,35 @@ def s3_rows(lake: Lake) -> list[tuple[int, int, int]]:
     table = DeltaTable(lake.uri("bronze/readings"), storage_options=lake.storage_options)
     read = table.to_pyarrow_table(columns=columns)
     return sorted(zip(*(column.to_pylist() for column in read.columns), strict=True))
+
+
+IDLE = """if True:
+    import sys, time
+    from pathlib import Path
+    import apps.cli  # as a stage begins
+    import polars as pl
+    from pipeline.lake.delta import Lake
+    from pipeline.lake.layout import scan
+    from pipeline.settings import load_settings
+    from contracts.tables import BRONZE_DEAD_LETTERS
+
+    def wakes():
+        told = [each.read_text() for each in Path("/proc/self/task").glob("*/status")]
+        return sum(int(text.partition("voluntary_ctxt_switches:")[2].split()[0]) for text in told)
+
+    rows = scan(Lake(load_settings().lake).open(BRONZE_DEAD_LETTERS)).collect()
+    before = wakes()
+    time.sleep(1)  # what is counted
+    print(len(rows), wakes() - before)
+"""
+
+
+def test_a_process_that_has_read_from_the_store_then_sleeps(lake_settings: config.Lake) -> None:
+    """By the limiter of Polars' requests it would be woken some thousand times a second."""
+    append(Lake(lake_settings).ensure(BRONZE_DEAD_LETTERS), BRONZE_DEAD_LETTERS, letters(0, 1), {})
+    own = {name: value for name, value in os.environ.items() if not name.startswith("POLARS_")}
+    given = own | environment(Settings(lake=lake_settings))
+    told = subprocess.run([sys.executable, "-c", IDLE], env=given, capture_output=True, text=True, check=True)
+    rows, wakes = map(int, told.stdout.split())
+    assert rows == 2
+    assert wakes < 200
