@@ -31,7 +31,7 @@ def query(page: Page) -> dict[str, list[str]]:
 
 def figure_box(page: Page, number: int = 0) -> dict[str, float]:
     """Where a figure is on the screen, once it can be touched: texts are there before it."""
-    page.wait_for_function("Bokeh.documents[0].is_idle")
+    page.wait_for_function("window.Bokeh?.documents[0]?.is_idle")
     box = page.locator(".bk-Figure").nth(number).bounding_box()
     assert box is not None
     return dict(box)
@@ -48,6 +48,7 @@ def test_each_page_shows_the_fleet(page: Page, dashboard: Served, theme: str) ->
         expect(page.locator("html")).to_have_attribute("data-theme", theme)
         expect(page.locator(".zone")).to_have_text("Australia/Adelaide")
         page.wait_for_function("document.fonts.status === 'loaded'")
+        page.wait_for_function("window.Bokeh?.documents[0]?.is_idle")  # texts are there before charts
         SCREENSHOTS.mkdir(exist_ok=True)
         page.screenshot(path=SCREENSHOTS / f"{path or 'overview'}-{theme}.png", full_page=True)
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "wider than the screen"
@@ -139,7 +140,7 @@ def test_filters_narrow_the_timeline_and_an_anomaly_leads_to_its_readings(page: 
 def test_a_cell_of_the_heatmap_leads_to_the_sensors_there(page: Page, dashboard: Served) -> None:
     page.goto(f"{dashboard.url}/heatmap?by=type&range=6h&metric=anomalies")
     expect(page.locator(".bk-Figure:visible")).to_have_count(1)
-    page.wait_for_function("Bokeh.documents[0].is_idle")
+    page.wait_for_function("window.Bokeh?.documents[0]?.is_idle")
     box = page.locator(".bk-Figure:visible").bounding_box()
     assert box is not None
     page.mouse.click(box["x"] + box["width"] * 0.25, box["y"] + 20)
@@ -154,5 +155,8 @@ def test_it_can_be_read_on_a_phone(page: Page, dashboard: Served) -> None:
     for path in ("", "trends"):
         page.goto(f"{dashboard.url}/{path}")
         expect(page.locator("#main").get_by_text(PAGES[path][0]).filter(visible=True).first).to_be_visible()
+        box = figure_box(page)
+        assert box["width"] > 300
+        assert box["height"] > 100
         page.screenshot(path=SCREENSHOTS / f"{path or 'overview'}-phone.png", full_page=True)
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
