@@ -4,9 +4,9 @@ application transaction, and lets no other thread run while it tells the time of
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import polars as pl
@@ -19,6 +19,8 @@ from pipeline.lake.delta import Lake, translated
 from pipeline.lake.layout import impatient
 from pipeline.lake.logged import Contents, DataFile
 
+T = TypeVar("T")
+
 
 class _Transaction(msgspec.Struct, rename="camel"):
     app_id: str
@@ -28,7 +30,7 @@ class _Transaction(msgspec.Struct, rename="camel"):
 class _Add(msgspec.Struct, rename="camel"):
     path: str
     size: int
-    stats: str = "{}"
+    stats: str | None = None
 
 
 class _Remove(msgspec.Struct, rename="camel"):
@@ -106,8 +108,12 @@ class Followed:
                 self.contents.files[action.add.path] = _data_file(action.add)
             if action.remove:
                 self.contents.files.pop(action.remove.path, None)
-        self.transactions |= _versions(actions)
-        self.committed_at = _committed_at(actions)
+        self._note(actions)
+
+    def _note(self, actions: list[_Action]) -> None:
+        self.transactions |= {action.txn.app_id: action.txn.version for action in actions if action.txn}
+        times = [action.commit_info.timestamp for action in actions if action.commit_info]
+        self.committed_at = datetime.fromtimestamp(times[-1] / 1000, UTC) if times else None
 
     def _opened(self) -> DeltaStorageHandler:
         self.table = self._lake.open(self._definition)
@@ -117,9 +123,7 @@ class Followed:
         with translated(f"read the log of {self.table.table_uri}"):
             first, self.transactions = self._from_checkpoint(log)
             for version in range(first, self.version + 1):
-                actions = _actions(_required(log, version))
-                self.transactions |= _versions(actions)
-                self.committed_at = _committed_at(actions)
+                self._note(_actions(_required(log, version)))
         return log
 
     def _from_checkpoint(self, log: DeltaStorageHandler) -> tuple[int, dict[str, int]]:
@@ -136,8 +140,12 @@ class Followed:
 
 
 def _actions(entry: bytes) -> list[_Action]:
+    return [_decoded(_action, line) for line in entry.splitlines() if line]
+
+
+def _decoded(decode: Callable[[bytes | str], T], text: bytes | str) -> T:
     try:
-        return [_action(line) for line in entry.splitlines() if line]
+        return decode(text)
     except msgspec.MsgspecError as error:
         raise DeltaError(f"an entry of the log is none: {error}") from error
 
@@ -162,7 +170,7 @@ def _read(log: DeltaStorageHandler, name: str) -> bytes | None:
 
 
 def _data_file(add: _Add) -> DataFile:
-    stats = _stats(add.stats)
+    stats = _decoded(_stats, add.stats or "{}")
     times = {name: at for name, value in stats.max_values.items() if (at := _time(value)) is not None}
     return DataFile(stats.num_records, add.size, times)
 
@@ -176,12 +184,3 @@ def _time(value: object) -> datetime | None:
     except ValueError:
         return None
     return found if found.tzinfo else None
-
-
-def _versions(actions: list[_Action]) -> Mapping[str, int]:
-    return {action.txn.app_id: action.txn.version for action in actions if action.txn}
-
-
-def _committed_at(actions: list[_Action]) -> datetime | None:
-    times = [action.commit_info.timestamp for action in actions if action.commit_info]
-    return datetime.fromtimestamp(times[-1] / 1000, UTC) if times else None

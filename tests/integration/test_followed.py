@@ -12,6 +12,7 @@ from pipeline import settings as config
 from pipeline.errors import NotSetUp, PipelineError
 from pipeline.lake.delta import Lake, append, replace
 from pipeline.lake.followed import Followed
+from pipeline.lake.logged import DataFile
 from pipeline.monitoring.breaches import Breach, rows
 
 pytestmark = pytest.mark.s3
@@ -20,6 +21,11 @@ NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 TABLE = QUALITY_BREACHES
 APPS = ("a", "b")
 STEPS = ["append", "append", "checkpoint", "append", "late", "replace", "append", "compact", "restore", "append"]
+
+
+def entry_of(lake: Lake, version: int) -> str:
+    """Address of an entry of the log."""
+    return lake.uri(f"{TABLE.path}/_delta_log/{version:020d}.json")
 
 
 @pytest.fixture
@@ -138,26 +144,46 @@ def test_after_a_part_of_the_log_was_gone_a_look_begins_from_the_checkpoint(lake
     commit(lake, a=2)
     table = commit(lake, a=3)
     table.create_checkpoint()
-    lake.files().rm_file(lake.uri(f"{TABLE.path}/_delta_log/{table.version() - 1:020d}.json"))
+    lake.files().rm_file(entry_of(lake, table.version() - 1))
     followed = Followed(lake, TABLE)
     followed.look()
     assert followed.transactions == {"a": 3}
     assert followed.contents.rows == 3
 
 
-def test_an_entry_that_cannot_be_read_is_told_and_the_next_look_takes_it_up(lake: Lake) -> None:
+@pytest.mark.parametrize(
+    "broken", [b"{ half", b'{"add": {"path": "x", "size": 1, "stats": "{ half"}}'], ids=["line", "statistics"]
+)
+def test_an_entry_that_cannot_be_read_is_told_and_the_next_look_takes_it_up(lake: Lake, broken: bytes) -> None:
     followed = Followed(lake, TABLE)
     table = commit(lake, a=1)
     followed.look()
     commit(lake, a=2)
-    entry = lake.uri(f"{TABLE.path}/_delta_log/{table.version() + 1:020d}.json")
+    entry = entry_of(lake, table.version() + 1)
     kept = lake.files().cat_file(entry)
-    lake.files().pipe_file(entry, b"{ half")
+    lake.files().pipe_file(entry, broken)
     with pytest.raises(PipelineError, match="read what is new"):
         followed.look()
     lake.files().pipe_file(entry, kept)
     followed.look()
     assert seen(followed) == told(lake.open(TABLE))
+
+
+@pytest.mark.parametrize(
+    ("stats", "count"),
+    [("null", 0), ('"{}"', 0), ('"{\\"numRecords\\":7}"', 7)],
+    ids=["null", "empty", "of rows alone"],
+)
+def test_a_file_without_statistics_is_a_file_of_which_little_is_known(lake: Lake, stats: str, count: int) -> None:
+    followed = Followed(lake, TABLE)
+    table = commit(lake, a=1)
+    followed.look()
+    add = f'{{"add": {{"path": "x.parquet", "size": 9, "stats": {stats}}}}}'
+    info = '{"commitInfo": {"timestamp": 1000}}'
+    lake.files().pipe_file(entry_of(lake, table.version() + 1), f"{info}\n{add}\n".encode())
+    followed.look()
+    assert followed.contents.files["x.parquet"] == DataFile(count, 9, {})
+    assert "x.parquet" in followed.contents.newer("started_at", NOON)
 
 
 def test_where_there_is_no_table_a_look_says_so_and_the_next_one_finds_it(lake: Lake) -> None:
