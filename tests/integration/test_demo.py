@@ -5,7 +5,6 @@ What Gold must hold is computed here with nothing but the standard library, from
 
 import gzip
 import json
-import random
 import re
 import signal
 import socket
@@ -18,9 +17,7 @@ import psutil
 import pytest
 
 from apps.demo import FIRST, STAGES
-from apps.local import is_free
-from pipeline.settings import Settings
-from pipeline.stage import PORTS
+from tests.observability.check import free_offset
 from tests.processes import PIPELINE, until
 from tests.services import ROOT
 
@@ -31,11 +28,7 @@ pytestmark = [pytest.mark.s3, pytest.mark.postgres, pytest.mark.slow, pytest.mar
 
 @pytest.fixture
 def offset() -> int:
-    """An offset at which every port of the local stack is free."""
-    default = Settings()
-    base = [9092, 8333, default.warehouse.port, default.dashboard.port, *(PORTS[stage] for stage in STAGES)]
-    tried = random.sample(range(100, 2_800), 1_000)  # below those of free_ports
-    return next(offset for offset in tried if all(is_free(port + offset) for port in base))
+    return free_offset()
 
 
 @contextmanager
