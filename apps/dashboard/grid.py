@@ -92,7 +92,8 @@ class Grid:
         days = pl.col("event_date").is_between(first.date(), end.date())
         rows = source.rows(level.table, days).with_columns(start=level.start)
         rows = rows.filter(pl.col("start") > first, pl.col("start") < end)
-        rows = self._judged(rows, source, now)
+        if end > now - GRACE - level.step:  # else all of its cells have ended
+            rows = self._judged(rows, source, now)
         if self.sensor_type:
             rows = rows.filter(pl.col("sensor_type") == self.sensor_type)
         keys = ["location", "sensor_type"] if self.by_type else ["location", "start"]
