@@ -290,7 +290,7 @@ class Postgres(Service):
         """Stop it and drop its data."""
         super().stop()
         if self._scratch != Path():
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            shutil.rmtree(self._scratch, ignore_errors=True)  # what is left of it is no reason to fail
 
 
 def _package(module: str, distribution: str) -> Path:

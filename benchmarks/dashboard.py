@@ -239,11 +239,11 @@ async def soak(url: str, server: psutil.Process, viewers: int, minutes: float, s
     }
     print(json.dumps(found))
     await _open_and_close(url, WARM)
-    await asyncio.sleep(LET_GO_S)
+    await asyncio.sleep(LET_GO_S)  # nothing tells outside that sessions have ended
     before = _mb(server)
     await _open_and_close(url, sessions)
     most = _mb(server)
-    await asyncio.sleep(LET_GO_S)
+    await asyncio.sleep(LET_GO_S)  # as above
     left = {"opened": sessions, "before": before, "with them": most, "after": _mb(server)}
     found["sessions_mb"] = {name: round(value) for name, value in left.items()}
     print(json.dumps(found["sessions_mb"]))

@@ -49,7 +49,7 @@ def run(settings: Settings, directory: Path, readings: int, kills: int) -> None:
             running["detect"].kill()
             running["detect"].wait()
             if kill == kills // 2:
-                shutil.rmtree(settings.state_dir, ignore_errors=True)
+                shutil.rmtree(settings.state_dir, ignore_errors=True)  # there is none before the first commit
             running["detect"] = spawn(settings, directory / "detect.log", "detect")
         assert send.wait(WITHIN_S) == 0, (directory / "simulate.log").read_text()
         _send_again(settings)

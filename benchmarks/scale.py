@@ -104,7 +104,7 @@ def measured(
         few = round(len(messages) * FEW)
         brought(settings, SOURCES[stage], messages[:few])
         until(lambda: drained(settings, stage) and _members(settings, stage) == processes, f"{stage} at work", 180)
-        time.sleep(SETTLE_S)
+        time.sleep(SETTLE_S)  # what is waited for has no end that shows
         weighed = [psutil.Process(each.pid) for each in running.values()]
         before = _cpu_s(weighed)
         began = brought(settings, SOURCES[stage], messages[few:])

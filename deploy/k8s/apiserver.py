@@ -131,7 +131,7 @@ class Server:
         return done
 
     def _config(self, port: int) -> None:
-        cluster = {"server": f"https://127.0.0.1:{port}", "insecure-skip-tls-verify": True}
+        cluster = {"server": f"https://127.0.0.1:{port}", "insecure-skip-tls-verify": True}  # made anew here
         config = {
             "apiVersion": "v1", "kind": "Config", "current-context": "here",
             "clusters": [{"name": "here", "cluster": cluster}],

@@ -141,8 +141,8 @@ class Lake:
                 "read_timeout": settings.timeout_s,
                 "retries": {"mode": "standard", "total_max_attempts": 3},
             },
-            use_listings_cache=False,
-            skip_instance_cache=True,
+            use_listings_cache=False,  # others write, too
+            skip_instance_cache=True,  # which keeps each client for good
         )
 
     def require_conditional_put(self) -> None:

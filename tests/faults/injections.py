@@ -300,7 +300,7 @@ def volume_lost(world: World, dice: random.Random) -> None:
     worker = some(world, "detect", dice)
     until(lambda: worker.working, "detect works", PATIENCE_S)
     put_down(world, worker)
-    shutil.rmtree(worker.settings.state_dir, ignore_errors=True)
+    shutil.rmtree(worker.settings.state_dir, ignore_errors=True)  # a worker that had no partition has none
     starts, worker.wanted = worker.starts, True
     until(lambda: back(worker, starts), "detect is back", PATIENCE_S)
 

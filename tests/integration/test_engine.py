@@ -38,6 +38,12 @@ class InParts:
             yield pickle.loads(pickle.dumps(work_there(part_there, lambda: None)))
 
 
+RAYS_OWN_WARNINGS = pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning"
+)
+"""It gives them when it starts and when it ends."""
+
+
 @pytest.fixture(params=["in parts", "on Ray"])
 def engine(request: pytest.FixtureRequest) -> Engine:
     if request.param == "in parts":
@@ -76,7 +82,7 @@ def rebuilt(world: World, engine: Engine | None = None) -> Rebuilt:
 
 
 @pytest.mark.thorough
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
+@RAYS_OWN_WARNINGS
 def test_silver_rebuilt_in_parts_is_silver_rebuilt_in_one(built: World, engine: Engine, tmp_path: Path) -> None:
     here, there = built.copied(tmp_path / "here"), built.copied(tmp_path / "there")
     before = there.lake.open(SILVER_READINGS).version()
@@ -90,7 +96,7 @@ def test_silver_rebuilt_in_parts_is_silver_rebuilt_in_one(built: World, engine: 
 
 
 @pytest.mark.thorough
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
+@RAYS_OWN_WARNINGS
 def test_gold_rebuilt_in_parts_is_gold_rebuilt_in_one(lake: Lake, engine: Engine) -> None:
     def made_again(**more: Any) -> list[Any]:
         settings = Settings(lake=lake._settings, gold=config.Job(max_rows=20), retry_s=0.1)
@@ -107,7 +113,7 @@ def test_gold_rebuilt_in_parts_is_gold_rebuilt_in_one(lake: Lake, engine: Engine
         assert_frame_equal(left, right, check_exact=True)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
+@RAYS_OWN_WARNINGS
 def test_an_error_of_a_part_is_the_error_of_the_whole(engine: Engine) -> None:
     with pytest.raises(BadInput, match="part 1 is bad"):
         list(engine.map(refuse, [1], lambda: None))

@@ -146,7 +146,7 @@ class World:
     def do(self, what: str) -> None:
         match what:
             case "lose the state":
-                shutil.rmtree(self.directory / "_state", ignore_errors=True)
+                shutil.rmtree(self.directory / "_state", ignore_errors=True)  # there is none before the first commit
                 self.start()
             case "compact":
                 for table in COMPACTED:

@@ -208,7 +208,7 @@ def test_a_crash_at_any_step_changes_nothing(
         with suppress(Crash):
             catch_up(fresh(settings))
         if state == "lost":
-            shutil.rmtree(tmp_path / "_state", ignore_errors=True)
+            shutil.rmtree(tmp_path / "_state", ignore_errors=True)  # there is none before the first commit
         faults.at = None
         catch_up(fresh(settings))
     assert faults.crashes >= 3

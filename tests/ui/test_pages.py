@@ -29,9 +29,14 @@ def query(page: Page) -> dict[str, list[str]]:
     return parse_qs(urlsplit(page.url).query)
 
 
-def figure_box(page: Page, number: int = 0) -> dict[str, float]:
-    """Where a figure is on the screen, once it can be touched: texts are there before it."""
+def wait_for_charts(page: Page) -> None:
+    """Texts are there before them."""
     page.wait_for_function("window.Bokeh?.documents[0]?.is_idle")
+
+
+def figure_box(page: Page, number: int = 0) -> dict[str, float]:
+    """Where a figure is on the screen, once it can be touched."""
+    wait_for_charts(page)
     box = page.locator(".bk-Figure").nth(number).bounding_box()
     assert box is not None
     return dict(box)
@@ -48,7 +53,7 @@ def test_each_page_shows_the_fleet(page: Page, dashboard: Served, theme: str) ->
         expect(page.locator("html")).to_have_attribute("data-theme", theme)
         expect(page.locator(".zone")).to_have_text("Australia/Adelaide")
         page.wait_for_function("document.fonts.status === 'loaded'")
-        page.wait_for_function("window.Bokeh?.documents[0]?.is_idle")  # texts are there before charts
+        wait_for_charts(page)
         SCREENSHOTS.mkdir(exist_ok=True)
         page.screenshot(path=SCREENSHOTS / f"{path or 'overview'}-{theme}.png", full_page=True)
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "wider than the screen"
@@ -140,7 +145,7 @@ def test_filters_narrow_the_timeline_and_an_anomaly_leads_to_its_readings(page: 
 def test_a_cell_of_the_heatmap_leads_to_the_sensors_there(page: Page, dashboard: Served) -> None:
     page.goto(f"{dashboard.url}/heatmap?by=type&range=6h&metric=anomalies")
     expect(page.locator(".bk-Figure:visible")).to_have_count(1)
-    page.wait_for_function("window.Bokeh?.documents[0]?.is_idle")
+    wait_for_charts(page)
     box = page.locator(".bk-Figure:visible").bounding_box()
     assert box is not None
     page.mouse.click(box["x"] + box["width"] * 0.25, box["y"] + 20)

@@ -5,6 +5,7 @@ import sys
 
 
 def said(script: str) -> str:
+    """What it printed. Warnings of what others import are none of it."""
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
