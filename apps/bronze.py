@@ -12,11 +12,11 @@ from functools import partial
 import msgspec
 import numpy as np
 import polars as pl
-import pyarrow as pa
 from deltalake import DeltaTable
 
 from contracts.tables import BRONZE_ANOMALIES, BRONZE_DEAD_LETTERS, BRONZE_READINGS, AnomalyRule, Table
 from contracts.wire import DROPOUT, Anomaly, DeadLetterHeader, Reason
+from pipeline.arrow import pa
 from pipeline.broker import kafka, offsets, stream
 from pipeline.broker.quix import Application
 from pipeline.core.aggregate import FIVE_MINUTES

@@ -201,17 +201,24 @@ class _Source:
         self._insist_on_topic(due=True)  # its offsets went with a topic that was deleted: it would begin anew
         noted = TopicPartition(kafka.topic(self._settings, kafka.READINGS), 0)
         places: list[TopicPartition] = self._consumer.committed([*assigned, noted], self._settings.kafka.timeout_s)
+        # Of all at once, by another client: this one's connection answers nothing else while a fetch waits for data.
+        kept = offsets.watermarks(self._settings, kafka.RAW).get(kafka.RAW, {})
         for place in places:
             if place.error is not None:
                 raise KafkaException(place.error)
             if place.metadata and self.topic_id and place.metadata != self.topic_id:
                 raise offsets.recreated(self._settings, STAGE, kafka.RAW, "is another one of that name")
-        return [self._settled(place) for place in places if place.topic != noted.topic]
+        return [self._settled(place, kept) for place in places if place.topic != noted.topic]
 
-    def _settled(self, place: TopicPartition) -> TopicPartition:
-        """A committed place, or the first message that is still there; what no longer is, is told."""
+    def _settled(self, place: TopicPartition, kept: Mapping[int, tuple[int, int]]) -> TopicPartition:
+        """A committed place, or the first message that is still there; what no longer is, is told.
+
+        `kept`: low and high watermark of each partition that has a leader.
+        """
         partition, at = place.partition, max(place.offset, 0)
-        low, end = self._consumer.get_watermark_offsets(place, self._settings.kafka.timeout_s)
+        if partition not in kept:
+            raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE, f"partition {partition} has no leader"))
+        low, end = kept[partition]
         if at > end:
             end = offsets.end_offsets_past(self._settings, kafka.RAW, {partition: at})[partition]
         if at > end:

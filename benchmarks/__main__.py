@@ -220,6 +220,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="Of the order")
     parser.add_argument("--keep", action="store_true", help="As a result that docs/BENCHMARKS.md is made of")
     asked = parser.parse_args()
+    if asked.readings <= (least := MORE * max(SHARE.values())):
+        parser.error(f"--readings has to be more than {least:,}: of the start's cost nothing could be taken off")
     print(f"{asked.readings:,} messages, {asked.repetitions} repetitions; {choose_broker()}; {os.cpu_count()} cores")
     corpora = [(corpus, asked.repetitions) for corpus in CORPORA if corpus.name in asked.corpora]
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psycopg
 from psycopg import sql
 
@@ -22,6 +23,8 @@ from apps.local import HOST, ObjectStore, Postgres, free_ports
 from pipeline.errors import PipelineError
 from pipeline.settings import Settings, Warehouse, environment
 
+WARM_SHARE = 1 / 3
+"""Of a long run, until processes have what they keep."""
 _LOOK_EVERY_S = 0.05
 
 
@@ -106,6 +109,12 @@ class _Watch(threading.Thread):
                     return
             except PipelineError:  # the table is not there yet
                 continue
+
+
+def slope(at_s: Sequence[float], values: Sequence[float]) -> float:
+    """Of the straight line that fits best, by hour, after the warm-up."""
+    first = int(len(at_s) * WARM_SHARE)
+    return float(np.polyfit(np.array(at_s[first:]) / 3600, values[first:], 1)[0])
 
 
 class CountedStore(ObjectStore):

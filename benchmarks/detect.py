@@ -20,8 +20,7 @@ from benchmarks import results
 from benchmarks.costs import divided, measured, pipeline
 from pipeline.broker import kafka
 from pipeline.settings import Kafka, Observability, Settings
-from pipeline.wire.decode import READING_SCHEMA
-from pipeline.wire.microbatch import pack
+from pipeline.wire.microbatch import READING_SCHEMA, pack
 from tests.services import choose_broker, running_kafka, unique
 
 START_US = 1_714_521_600_000_000

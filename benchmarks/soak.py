@@ -29,7 +29,7 @@ import psutil
 
 from apps.local import HOST, Postgres, free_ports, is_free
 from benchmarks import commits, results
-from benchmarks.costs import Cost, CountedStore, database, measured, pipeline
+from benchmarks.costs import WARM_SHARE, Cost, CountedStore, database, measured, pipeline, slope
 from benchmarks.dashboard import Viewer
 from contracts.tables import TABLES
 from pipeline.broker import kafka
@@ -51,8 +51,6 @@ WEIGH_EVERY_S = 5.0
 LOOK_EVERY_S = 60.0
 UPKEEP = {("lake", "compact"): 60.0, ("lake", "vacuum", "--keep-hours", "1"): 300.0}
 """Commands, and how often."""
-WARM_SHARE = 1 / 3
-"""Of the time, until processes have what they keep."""
 DRAIN_S = 180
 COUNTERS = ("pipeline_retries_total", "pipeline_lake_conflicts_total", "pipeline_lake_failures_total")
 
@@ -180,12 +178,6 @@ class Watching(threading.Thread):
         for viewer in viewers:
             await viewer.close()
         self.updates_ms = [update for viewer in viewers for update in viewer.updates_ms]
-
-
-def slope(at: list[float], values: list[float]) -> float:
-    """Of the straight line that fits best, by hour, after the warm-up."""
-    first = int(len(at) * WARM_SHARE)
-    return float(np.polyfit(np.array(at[first:]) / 3600, values[first:], 1)[0])
 
 
 def weighed(samples: Samples) -> list[dict[str, object]]:

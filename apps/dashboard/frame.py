@@ -58,7 +58,8 @@ Block: TypeAlias = Part | UIElement | tuple[UIElement, ...]
 
 
 class Card(NamedTuple):
-    """A part of a page: `width` of 12 columns, `tall` as two rows; `bare`: without a frame."""
+    """A part of a page: `width` of 12 columns; `bare`: without a frame; `beside`: as tall as so many cards that stand
+    beside it, and it scrolls."""
 
     name: str
     blocks: Sequence[Block]
@@ -66,7 +67,7 @@ class Card(NamedTuple):
     title: str = ""
     about: str = ""
     bare: bool = False
-    tall: bool = False
+    beside: int = 0
 
 
 class Page(Protocol):

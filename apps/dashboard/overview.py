@@ -50,7 +50,7 @@ class Overview:
         return [
             Card("kpis", [self._kpis], bare=True),
             Card("locations", [self._locations], 8, "Locations", "by state in the last hour"),
-            Card("feed", [self._feed], 4, "Anomalies", "newest first, as announced", tall=True),
+            Card("feed", [self._feed], 4, "Anomalies", "newest first, as announced", beside=2),
             Card("day", [self._readings, self._anomalies], 8, "The last day", "5-minute windows"),
         ]
 

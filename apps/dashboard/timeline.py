@@ -132,7 +132,7 @@ class Timeline:
         return [
             Card("controls", [boxes], bare=True),
             Card("chart", [self._about, *self._plots]),
-            Card("list", [self._table], 6, "Newest"),
+            Card("list", [self._table], 6, "Newest", beside=1),
             Card("detail", [self._detail, self._lines.plot], 6, "Readings around it"),
         ]
 
@@ -242,7 +242,7 @@ class Timeline:
         head += '<th class="r">Value</th><th class="r">z</th><th></th></tr>'
         show(
             self._table,
-            f'<div class="wide scroll"><table>{head}{body}</table></div>' if body else nothing("No anomalies"),
+            f'<div class="wide"><table>{head}{body}</table></div>' if body else nothing("No anomalies"),
         )
 
     def _look(self, found: Found, now: datetime) -> None:

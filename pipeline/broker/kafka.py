@@ -64,6 +64,8 @@ CONSUMER = {
     # After a full local queue the client would wait a second before it fetches again, and idle most of the time.
     "fetch.queue.backoff.ms": 5,
     "queued.min.messages": 200_000,
+    # A broker that has nothing new holds a fetch back for so long, and answers nothing else on that connection.
+    "fetch.wait.max.ms": 100,
     # How long a killed replica's partitions wait for another one.
     "session.timeout.ms": 10_000,
     "heartbeat.interval.ms": 2_000,
@@ -255,13 +257,13 @@ def create_topics(settings: Settings) -> list[str]:
     return [topic(settings, each.name) for each in missing]
 
 
-def require_topics(settings: Settings, *names: str) -> dict[str, int]:
-    """Partition counts of these topics; names without the prefix.
+def require_topics(settings: Settings, *names: str, admin: AdminClient | None = None) -> dict[str, int]:
+    """Partition counts of these topics; names without the prefix. `admin` asks, if there is one.
 
     Raises NotSetUp where one is missing, HistoryMismatch where one has a partition count that cannot be, Unreachable
     where a partition has no leader now, and what `check` raises.
     """
-    counts = check(settings)
+    counts = check(settings) if admin is None else partition_counts(settings, admin)
     missing = [topic(settings, name) for name in names if topic(settings, name) not in counts]
     if missing:
         with translated(settings, "list the topics"):

@@ -309,16 +309,15 @@ class _Cursor:
 
 
 def _offsets(settings: Settings, name: str, spec: OffsetSpec) -> dict[int, int]:
-    partitions = range(kafka.require_topics(settings, name)[name])
-    places = [TopicPartition(kafka.topic(settings, name), partition) for partition in partitions]
-    return {place.partition: offset for place, offset in _at(settings, places, spec).items()}
-
-
-def _at(settings: Settings, places: Iterable[TopicPartition], spec: OffsetSpec) -> dict[TopicPartition, int]:
-    with translated(settings, "read the offsets of topics"):
-        admin = kafka.admin_client(settings)  # kept: the answers never come when it is collected before them
-        admin.list_topics(timeout=settings.kafka.timeout_s)  # without it the next call stalls for 3 s now and then
-        return _answers(settings, admin, places, spec)
+    seen: list[KafkaError] = []
+    with translated(settings, "read the offsets of topics", seen):
+        admin = kafka.admin_client(settings, seen.append)  # kept: the answers never come when it is collected before
+        try:
+            partitions = range(kafka.require_topics(settings, name, admin=admin)[name])
+            places = [TopicPartition(kafka.topic(settings, name), partition) for partition in partitions]
+            return {place.partition: offset for place, offset in _answers(settings, admin, places, spec).items()}
+        finally:
+            admin.poll(0)  # hands over errors: a refused login shows only there
 
 
 def _answers(

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow.compute as pc
 
 from contracts.registry import Registry, SeriesNames
 from contracts.tables import BRONZE_READINGS, Rule
+from pipeline.arrow import pc
 from pipeline.core.rolling import State
 from pipeline.core.scoring import Bools, Floats, Ints, Limits, overtaken, score
 from pipeline.core.units import conversion

@@ -1,5 +1,6 @@
 """Unit names of devices -> canonical units: one affine map each, from Pint. Pure.
 
+Pint takes 0.8 s of CPU with its definitions, so what devices send most is written down here; a test holds it to Pint.
 Unit texts come from devices, so they may be anything. Only products of named units with one-digit powers reach Pint
 (no numbers: `10**10**10` would be evaluated), short ones, and what is remembered of them is bounded.
 """
@@ -36,6 +37,22 @@ class Affine(NamedTuple):
 
 SAME = Affine(1.0, 0.0)
 
+USUAL = {
+    ("°C", "degC"): SAME,
+    ("celsius", "degC"): SAME,
+    ("degF", "degC"): Affine(float(Fraction(5, 9)), float(Fraction(-160, 9))),
+    ("°F", "degC"): Affine(float(Fraction(5, 9)), float(Fraction(-160, 9))),
+    ("K", "degC"): Affine(1.0, -273.15),
+    ("%", "percent"): SAME,
+    ("Pa", "hPa"): Affine(0.01, 0.0),
+    ("kPa", "hPa"): Affine(10.0, 0.0),
+    ("mbar", "hPa"): SAME,
+    ("bar", "hPa"): Affine(1000.0, 0.0),
+    ("m/s", "mm/s"): Affine(1000.0, 0.0),
+    ("in/s", "mm/s"): Affine(25.4, 0.0),
+}
+"""(unit, canonical unit) -> what Pint would give."""
+
 
 @lru_cache(maxsize=_REMEMBERED)
 def conversion(unit: str, canonical: str) -> Affine | None:
@@ -48,8 +65,15 @@ def conversion(unit: str, canonical: str) -> Affine | None:
     if len(unit) > MAX_LENGTH:
         return None
     spelled = unicodedata.normalize("NFKC", unit).strip()  # one code point ℃ becomes °C, the micro sign a mu
+    if (usual := USUAL.get((spelled, canonical))) is not None:
+        return usual
     if not _UNIT.fullmatch(spelled):
         return None
+    return by_pint(spelled, canonical)
+
+
+def by_pint(spelled: str, canonical: str) -> Affine | None:
+    """As `conversion`, of a text that is safe to be parsed."""
     registry = _pint(next(_LOOK_UPS) // _LOOK_UPS_PER_REGISTRY)
     import pint
 
@@ -63,9 +87,7 @@ def conversion(unit: str, canonical: str) -> Affine | None:
 
 @lru_cache(maxsize=1)
 def _pint(_generation: int) -> "pint.UnitRegistry[Fraction]":
-    """Pint's own definitions, in exact fractions: a scale is then the float nearest to the true one. Takes 0.4 s with
-    the import, so only when a reading is in another unit than the canonical one.
-    """
+    """Pint's own definitions, in exact fractions: a scale is then the float nearest to the true one."""
     import pint
 
     return pint.UnitRegistry(non_int_type=Fraction)

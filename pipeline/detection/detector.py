@@ -14,12 +14,12 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 
 from contracts.registry import Registry
 from contracts.tables import AnomalyRule
 from contracts.wire import DROPOUT
 from pipeline import metrics
+from pipeline.arrow import pa
 from pipeline.broker.quix import BaseSink
 from pipeline.detection import statelog
 from pipeline.detection.livewindows import Silence
@@ -27,8 +27,7 @@ from pipeline.detection.memory import Memory, Worked
 from pipeline.detection.statelog import Manifest
 from pipeline.errors import ContractBroken
 from pipeline.settings import Settings
-from pipeline.wire.decode import READING_SCHEMA
-from pipeline.wire.microbatch import unpack
+from pipeline.wire.microbatch import READING_SCHEMA, unpack
 
 LOOK_EVERY_S = 1.0
 """How often silence is looked for."""

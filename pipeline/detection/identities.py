@@ -11,8 +11,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
 
+from pipeline.arrow import pa
 from pipeline.compiled import compiled
 from pipeline.errors import TerminalError
 

@@ -12,11 +12,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from contracts.registry import Registry
 from contracts.tables import Rule
+from pipeline.arrow import pa, pc
 from pipeline.core.refine import Refined, State, refine
 from pipeline.core.scoring import overtaken
 from pipeline.detection.identities import Identities, first_readings

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 import polars as pl
-import pyarrow as pa
 from deltalake import DeltaTable
 
+from pipeline.arrow import pa
 from pipeline.lake.delta import translated
 from pipeline.lake.layout import lacking
 

@@ -17,7 +17,6 @@ from uuid import uuid4
 
 import fsspec
 import polars as pl
-import pyarrow as pa
 from botocore.exceptions import BotoCoreError
 from deltalake import (
     ColumnProperties,
@@ -30,8 +29,10 @@ from deltalake import (
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from contracts.tables import Table
+from contracts.without import without
 from pipeline import metrics
 from pipeline import settings as config
+from pipeline.arrow import pa
 from pipeline.errors import AccessDenied, Conflict, NotSetUp, PipelineError, Unreachable
 from pipeline.lake import layout
 from pipeline.lake.quality import validated
@@ -52,7 +53,8 @@ def _session() -> Any:
     """An AioSession for the process: each of its own would read botocore's description of S3 again, half a second of
     CPU. Imported here, for it brings an HTTP client along that most processes never need.
     """
-    from aiobotocore.session import AioSession
+    with without("httpx"):  # which it would use if it were told to, and which has a command line of its own
+        from aiobotocore.session import AioSession
 
     return AioSession()
 

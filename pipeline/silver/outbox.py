@@ -7,10 +7,10 @@ between the two is completed at the next start.
 from dataclasses import dataclass, field
 
 import polars as pl
-import pyarrow as pa
 from deltalake import DeltaTable
 
 from contracts.tables import SILVER_QUARANTINE
+from pipeline.arrow import pa
 from pipeline.lake import delta as lake
 
 _REPLACES = b"replaces"

@@ -12,10 +12,10 @@ from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import polars as pl
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from contracts.warehouse import Relation
+from pipeline.arrow import pa
 from pipeline.errors import BadInput
 from pipeline.lake.delta import Lake, translated
 from pipeline.warehouse import checksum

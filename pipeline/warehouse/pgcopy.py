@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import psycopg
-import pyarrow as pa
-import pyarrow.compute as pc
+
+from pipeline.arrow import pa, pc
 
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER = b"\xff\xff"

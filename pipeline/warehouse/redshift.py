@@ -4,8 +4,6 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import boto3
-import botocore.exceptions
 import polars as pl
 import psycopg
 from psycopg import sql
@@ -147,12 +145,15 @@ class Credentials:
         return self._pair
 
     def _ask(self, workgroup: str) -> dict[str, Any]:
+        import boto3  # a fifth of load's start, and nothing that PostgreSQL needs
+        from botocore.exceptions import BotoCoreError, ClientError
+
         client = boto3.client("redshift-serverless", region_name=self._settings.region)
         try:
             return dict(
                 client.get_credentials(workgroupName=workgroup, dbName=self._settings.database, durationSeconds=900)
             )
-        except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError) as error:
+        except (ClientError, BotoCoreError) as error:
             raise _denied(workgroup, error) from error
 
 

@@ -15,25 +15,9 @@ import numpy.typing as npt
 import polars as pl
 
 from contracts.wire import MAX_UNIT_BYTES, Reading, Reason
+from pipeline.wire.microbatch import READING_SCHEMA
 from pipeline.wire.plainjson import TEXTS, read_plain
 from pipeline.wire.rfc3339 import parse_rfc3339
-
-READING_SCHEMA = pl.Schema(
-    {
-        "event_id": pl.String(),
-        "sensor_id": pl.String(),
-        "sensor_type": pl.String(),
-        "location": pl.String(),
-        "timestamp": pl.Datetime("us", "UTC"),
-        "value": pl.Float64(),
-        "unit": pl.String(),
-        "label": pl.String(),
-        "raw_partition": pl.Int32(),
-        "raw_offset": pl.Int64(),
-        "raw_timestamp": pl.Datetime("us", "UTC"),
-    }
-)
-"""A decoded reading, in this order; only `label` may be null. `raw_timestamp` is when the broker took the message."""
 
 MAX_LABEL = 128
 """Characters of a label; the rest of a longer one is cut off."""

@@ -11,12 +11,27 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
-import pyarrow.compute as pc
 
+from pipeline.arrow import pa, pc
 from pipeline.errors import ContractBroken
 from pipeline.versions import require
-from pipeline.wire.decode import READING_SCHEMA
+
+READING_SCHEMA = pl.Schema(
+    {
+        "event_id": pl.String(),
+        "sensor_id": pl.String(),
+        "sensor_type": pl.String(),
+        "location": pl.String(),
+        "timestamp": pl.Datetime("us", "UTC"),
+        "value": pl.Float64(),
+        "unit": pl.String(),
+        "label": pl.String(),
+        "raw_partition": pl.Int32(),
+        "raw_offset": pl.Int64(),
+        "raw_timestamp": pl.Datetime("us", "UTC"),
+    }
+)
+"""A decoded reading, in this order; only `label` may be null. `raw_timestamp` is when the broker took the message."""
 
 BUCKETS = 8
 """Buckets of sensors in a partition. Part of the identity of the state: never changed."""

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
 
+from pipeline.arrow import pa
 from pipeline.compiled import compiled
 
 TEXTS = ("event_id", "sensor_id", "sensor_type", "location", "unit")

@@ -30,8 +30,7 @@ from pipeline.lake.delta import Lake, append
 from pipeline.lake.sink import positions
 from pipeline.settings import Settings
 from pipeline.stage import Stage, running
-from pipeline.wire.decode import READING_SCHEMA
-from pipeline.wire.microbatch import pack
+from pipeline.wire.microbatch import READING_SCHEMA, pack
 from tests.faultproxy import FaultProxy
 from tests.processes import spawn, until
 from tests.services import Store

@@ -17,8 +17,7 @@ from contracts.registry import load_registry
 from pipeline.broker import kafka, offsets
 from pipeline.core.refine import State, refine
 from pipeline.settings import Detect, Observability, Settings
-from pipeline.wire.decode import READING_SCHEMA
-from pipeline.wire.microbatch import pack
+from pipeline.wire.microbatch import READING_SCHEMA, pack
 from tests import announced, processes
 from tests.parity import judge
 from tests.processes import all_ended, spawn

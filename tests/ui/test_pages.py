@@ -155,6 +155,23 @@ def test_a_cell_of_the_heatmap_leads_to_the_sensors_there(page: Page, dashboard:
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize("path", ["", "timeline"])
+def test_what_stands_side_by_side_ends_together_and_no_card_has_an_empty_strip(
+    page: Page, dashboard: Served, path: str
+) -> None:
+    page.goto(f"{dashboard.url}/{path}")
+    expect(page.locator(".beside li, .beside td").first).to_be_visible()
+    wait_for_charts(page)
+    strips = page.evaluate("""() => Object.fromEntries([...document.querySelectorAll("main > .card")].map((card) =>
+        [card.id, card.getBoundingClientRect().bottom - card.lastElementChild.getBoundingClientRect().bottom]))""")
+    assert {name: strip for name, strip in strips.items() if strip > 24} == {}
+    ends = page.evaluate("""() => { const bottom = (card) => card.getBoundingClientRect().bottom;
+        const beside = document.querySelector(".beside"), rest = [...document.querySelectorAll("main > .card")];
+        return [bottom(beside), Math.max(...rest.map(bottom))]; }""")
+    assert ends[0] == pytest.approx(ends[1], abs=1)
+
+
+@pytest.mark.thorough
 def test_it_can_be_read_on_a_phone(page: Page, dashboard: Served) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     for path in ("", "trends"):

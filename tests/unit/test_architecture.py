@@ -60,11 +60,18 @@ def test_packages_of_the_pipeline_import_one_way() -> None:
     assert not wrong
 
 
+HOMES = {
+    "quixstreams": "pipeline/broker/quix.py",
+    "pandera": "contracts/validation.py",
+    "pyarrow": "pipeline/arrow.py",
+}
+
+
 @pytest.mark.parametrize("path", MODULES, ids=named)
-def test_quix_streams_and_pandera_come_without_what_nobody_uses_of_them(path: Path) -> None:
+def test_libraries_come_without_what_nobody_uses_of_them(path: Path) -> None:
     """What they bring along is a good part of a stage's start."""
-    if named(path) not in ("pipeline/broker/quix.py", "contracts/validation.py"):
-        assert {name.split(".")[0] for name in imports(path)}.isdisjoint({"quixstreams", "pandera"})
+    elsewhere = {library for library, home in HOMES.items() if home != named(path)}
+    assert elsewhere.isdisjoint({name.split(".")[0] for name in set(imports(path)) - {"pyarrow.parquet"}})
 
 
 @pytest.mark.parametrize("path", MODULES, ids=named)

@@ -19,7 +19,7 @@ from pipeline.detection.detector import Detector
 from pipeline.detection.memory import Memory, Worked
 from pipeline.errors import SchemaTooNew, TerminalError
 from pipeline.settings import Detection, Settings
-from pipeline.wire.decode import READING_SCHEMA
+from pipeline.wire.microbatch import READING_SCHEMA
 from tests.examples import examples
 
 START = datetime(2026, 3, 1, tzinfo=UTC)

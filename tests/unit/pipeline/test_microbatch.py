@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from contracts.wire import MAX_UNIT_BYTES
 from pipeline.errors import ContractBroken, SchemaTooNew, SchemaTooOld
 from pipeline.wire import microbatch
-from pipeline.wire.decode import READING_SCHEMA
-from pipeline.wire.microbatch import BUCKETS, MAX_BYTES, MicroBatch, pack, route, unpack
+from pipeline.wire.microbatch import BUCKETS, MAX_BYTES, READING_SCHEMA, MicroBatch, pack, route, unpack
 from tests.examples import examples
 
 START = datetime(2026, 3, 1, tzinfo=UTC)

@@ -33,7 +33,7 @@ class Away:
 
 def test_an_offset_that_is_none_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kafka, "admin_client", lambda *_: Away())
-    monkeypatch.setattr(kafka, "require_topics", lambda *_: {"raw": 2})
+    monkeypatch.setattr(kafka, "require_topics", lambda *_, **__: {"raw": 2})
     monkeypatch.setattr(kafka, "partition_counts", lambda *_: {"raw": 2})
     settings = Settings.model_validate({"kafka": {"topic_prefix": ""}})
     for ask in (

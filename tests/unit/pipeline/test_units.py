@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.core.units import MAX_LENGTH, Affine, conversion
+from pipeline.core.units import MAX_LENGTH, USUAL, Affine, by_pint, conversion
 from tests.examples import examples
 
 
@@ -86,7 +86,7 @@ def test_anything_else_does_not(unit: str, canonical: str) -> None:
     ["10**10**10", "m**9**9**9**9", "9**9**9**9*m", "m**999999999", "(" * 30, "m" * MAX_LENGTH * 10**6, "m*" * 10**6],
 )
 def test_a_text_that_is_costly_to_evaluate_is_not_evaluated(bomb: str) -> None:
-    conversion("degF", "degC")  # Pint is there
+    conversion("psi", "hPa")  # Pint is there
     begun = time.perf_counter()
 
     assert conversion(bomb, "hPa") is None
@@ -116,10 +116,15 @@ def test_what_is_remembered_is_bounded() -> None:
     assert conversion.cache_info().currsize == conversion.cache_info().maxsize == 1024
 
 
-def test_pint_is_not_loaded_for_canonical_units() -> None:
+@pytest.mark.parametrize(("unit", "canonical"), USUAL)
+def test_what_is_written_down_is_what_pint_gives(unit: str, canonical: str) -> None:
+    assert USUAL[unit, canonical] == conversion(unit, canonical) == by_pint(unit, canonical)
+
+
+def test_pint_is_not_loaded_for_usual_units() -> None:
     program = (
         "import sys; from pipeline.core.units import conversion; conversion('degC', 'degC');"
-        "conversion('10**10', 'degC'); sys.exit('pint' in sys.modules)"
+        "conversion('degF', 'degC'); conversion('10**10', 'degC'); sys.exit('pint' in sys.modules)"
     )
 
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
