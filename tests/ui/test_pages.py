@@ -162,8 +162,9 @@ def test_what_stands_side_by_side_ends_together_and_no_card_has_an_empty_strip(
     page.goto(f"{dashboard.url}/{path}")
     expect(page.locator(".beside li, .beside td").first).to_be_visible()
     wait_for_charts(page)
-    strips = page.evaluate("""() => Object.fromEntries([...document.querySelectorAll("main > .card")].map((card) =>
-        [card.id, card.getBoundingClientRect().bottom - card.lastElementChild.getBoundingClientRect().bottom]))""")
+    strips = page.evaluate("""() => { const bottom = (part) => part.getBoundingClientRect().bottom;
+        return Object.fromEntries([...document.querySelectorAll("main > .card")].map((card) => [
+            card.id, bottom(card) - Math.max(...[...card.querySelectorAll(".part, .bk-Figure")].map(bottom))])); }""")
     assert {name: strip for name, strip in strips.items() if strip > 24} == {}
     ends = page.evaluate("""() => { const bottom = (card) => card.getBoundingClientRect().bottom;
         const beside = document.querySelector(".beside"), rest = [...document.querySelectorAll("main > .card")];
