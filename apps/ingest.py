@@ -202,7 +202,7 @@ class _Source:
         noted = TopicPartition(kafka.topic(self._settings, kafka.READINGS), 0)
         places: list[TopicPartition] = self._consumer.committed([*assigned, noted], self._settings.kafka.timeout_s)
         # Of all at once, by another client: this one's connection answers nothing else while a fetch waits for data.
-        kept = offsets.watermarks(self._settings, kafka.RAW).get(kafka.RAW, {})
+        kept = offsets.kept(self._settings, kafka.RAW, [place.partition for place in assigned])
         for place in places:
             if place.error is not None:
                 raise KafkaException(place.error)
@@ -213,11 +213,9 @@ class _Source:
     def _settled(self, place: TopicPartition, kept: Mapping[int, tuple[int, int]]) -> TopicPartition:
         """A committed place, or the first message that is still there; what no longer is, is told.
 
-        `kept`: low and high watermark of each partition that has a leader.
+        `kept`: low and high watermark of each assigned partition.
         """
         partition, at = place.partition, max(place.offset, 0)
-        if partition not in kept:
-            raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE, f"partition {partition} has no leader"))
         low, end = kept[partition]
         if at > end:
             end = offsets.end_offsets_past(self._settings, kafka.RAW, {partition: at})[partition]

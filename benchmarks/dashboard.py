@@ -5,7 +5,7 @@ they press another range every few seconds, and an update lasts from the press u
 the chart have come: question, query, drawing, JSON and the way to the viewer. Meanwhile another process adds a
 fleet's readings to the lake every second. Then sessions are opened and closed; what they leave behind counts.
 On a year of Gold a browser that has nothing of the dashboard opens a page, which takes from there until the page's
-figures are written and the first chart has its data.
+figures are written and the first chart has its data; and then it opens it again.
 """
 
 import argparse
@@ -33,21 +33,26 @@ from tornado.websocket import WebSocketClientConnection, websocket_connect
 from apps.gold import refreshes_of
 from apps.local import free_ports, is_free
 from benchmarks import results
+from benchmarks.costs import slope
 from contracts.tables import GOLD_SENSOR_5MIN
 from pipeline import settings as config
 from pipeline.lake import delta as lakes
+from pipeline.lake import upkeep
 from pipeline.lake.delta import Lake
 from pipeline.settings import Settings
 from pipeline.simulation.fleet import Fleet, batches
-from tests.fleet_lake import FleetLake
+from tests.fleet_lake import TABLES, FleetLake
 from tests.processes import all_ended, spawn, until
 
 COOKIES = {"Cookie": "iot_zone=Europe/Berlin; iot_theme=light"}
 PAGES = ("trends", "", "trends", "heatmap", "trends", "timeline", "trends", "health")
 RANGES = {"15m": 900, "1h": 3600, "6h": 21_600}
 THINK_S = 3.0
+WEIGH_EVERY_S = 5.0
 FLEET = Fleet(48, seed=7, malformed_rate=0.004, duplicate_rate=0.01, late_rate=0.005)
 INTERVAL_S, HOURS = 5.0, 8
+COMPACT_EVERY_S = 60.0
+"""As in `make soak`: each second brings files to the day that viewers look at."""
 WARM = 40
 """Sessions before the counted ones: what the process allocates once."""
 LET_GO_S = 30.0
@@ -174,13 +179,14 @@ def _range_buttons(document: str) -> tuple[str, list[str]]:
 
 
 def grow(settings: Settings, filled: Synced, stopping: Synced) -> None:
-    """A lake with a fleet's last hours, and then a second's readings each second. In a process of its own: what the
-    pipeline's stages do elsewhere is not to hold up the viewers, who are measured.
+    """A lake with a fleet's last hours, and then a second's readings each second, and now and then a compaction. In a
+    process of its own: what the pipeline's stages do elsewhere is not to hold up the viewers, who are measured.
     """
     now, lake = datetime.now(UTC), FleetLake(settings)
     start, done_us = now - timedelta(hours=HOURS), round(now.timestamp() * 1e6)
     lake.fill(FLEET, start, now, INTERVAL_S)
     filled.set()
+    compacted = time.monotonic()
     for batch in batches(FLEET, start, INTERVAL_S / FLEET.sensors):
         at_us = batch.event_us
         while done_us < at_us[-1]:
@@ -192,6 +198,10 @@ def grow(settings: Settings, filled: Synced, stopping: Synced) -> None:
                 lake.take([batch.values[n] for n in due], sent, [batch.labels[n] for n in due])
                 lake.follow()
                 done_us = int(at_us[due[-1]])
+            if time.monotonic() - compacted > COMPACT_EVERY_S:
+                compacted = time.monotonic()
+                for table in TABLES:
+                    upkeep.compact(lake.lake, table)
 
 
 def settings_of(directory: Path) -> Settings:
@@ -209,11 +219,13 @@ async def soak(url: str, server: psutil.Process, viewers: int, minutes: float, s
     for viewer in watching:
         await viewer.open()
     end = time.monotonic() + minutes * 60
+    at: list[float] = []
     memory: list[float] = []
 
     async def weigh() -> None:
         while time.monotonic() < end:
-            await asyncio.sleep(min(5.0, max(0.0, end - time.monotonic())))  # between two weighings
+            await asyncio.sleep(min(WEIGH_EVERY_S, max(0.0, end - time.monotonic())))  # between two weighings
+            at.append(time.monotonic())
             memory.append(_mb(server))
 
     cpu = server.cpu_times()
@@ -236,6 +248,8 @@ async def soak(url: str, server: psutil.Process, viewers: int, minutes: float, s
             "middle third": round(float(np.median(memory[third : 2 * third]))),
             "last third": round(float(np.median(memory[-third:]))),
         },
+        "memory_mb_by_minute": [round(each) for each in memory[:: round(60 / WEIGH_EVERY_S)]],
+        "memory_mb_an_hour": round(slope(at, memory)),
     }
     print(json.dumps(found))
     await _open_and_close(url, WARM)
@@ -298,9 +312,10 @@ def make_year(settings: Settings) -> None:
         refresh()
 
 
-def year(url: str) -> dict[str, list[float]]:
-    """Seconds that a browser waits, on a year of Gold, until a page can be used; five times."""
-    found: dict[str, list[float]] = {}
+def year(url: str) -> dict[str, dict[str, list[float]]]:
+    """Seconds that a browser waits, on a year of Gold, until a page can be used: at its `first` visit, and `again`;
+    five browsers."""
+    found: dict[str, dict[str, list[float]]] = {}
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -309,19 +324,22 @@ def year(url: str) -> dict[str, list[float]]:
             ("", ".kpi"), *((f"trends?range={span}", "#figures td") for span in ("1y", "30d", "24h")),
             ("heatmap?range=1y", "#worst td"),
         ):  # fmt: skip
-            took = found[f"/{path}"] = []
+            took = found[f"/{path}"] = {"first": [], "again": []}
             for _ in range(5):
                 context = browser.new_context()
                 page = context.new_page()
                 page.goto(f"{url}/favicon.ico")
                 context.add_cookies([{"name": n, "value": v, "url": url} for n, v in _cookies()])
-                began = time.perf_counter()
-                page.goto(f"{url}/{path}", wait_until="commit")
-                page.locator(shown).first.wait_for()
-                page.wait_for_function(_DRAWN)
-                took.append(round(time.perf_counter() - began, 2))
+                for seconds in took.values():
+                    began = time.perf_counter()
+                    page.goto(f"{url}/{path}", wait_until="commit")
+                    page.locator(shown).first.wait_for()
+                    page.wait_for_function(_DRAWN)
+                    seconds.append(round(time.perf_counter() - began, 2))
+                    page.goto("about:blank")
                 context.close()
-            print(f"a year of {YEAR_SENSORS} sensors, /{path}: " + ", ".join(f"{each:.2f} s" for each in took))
+            for visit, seconds in took.items():
+                print(f"/{path}, {visit}: " + ", ".join(f"{each:.2f} s" for each in seconds))
         browser.close()
     return found
 

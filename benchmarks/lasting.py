@@ -22,7 +22,10 @@ def history(result: Result) -> dict[str, str]:
          for what in ("cpu_s", "wall_s", "s3_requests"))]
         for step in result["steps"]
     ]  # fmt: skip
-    asked = [[each["question"], f"{each['first_ms']:,}", f"{each['again_ms']:,}"] for each in result["questions"]]
+    asked = [
+        [each["question"], f"{each['first_ms']:,}", "" if each["again_ms"] is None else f"{each['again_ms']:,}"]
+        for each in result["questions"]
+    ]
     tables = [
         [f"`{each['table']}`", *(f"{each[name]:,}" for name in ("rows", "files", "most_files_a_day", "mb"))]
         for each in result["tables"] if each["rows"]
@@ -173,6 +176,8 @@ def dashboard(result: Result) -> dict[str, str]:
         "memory, MB: at first, median of the middle and of the last third": ", ".join(
             f"{value:,}" for value in result["memory_mb"].values()
         ),
+        "its slope after the first third, MB an hour": f"{result['memory_mb_an_hour']:,}",
+        "memory, MB, by the minute": ", ".join(f"{value:,}" for value in result["memory_mb_by_minute"]),
         f"memory, MB, {sessions['opened']} sessions opened and closed: before, with them, after": ", ".join(
             f"{sessions[name]:,}" for name in ("before", "with them", "after")
         ),
@@ -184,11 +189,12 @@ def dashboard(result: Result) -> dict[str, str]:
 def dashboard_year(result: Result) -> dict[str, str]:
     """Of a browser that opens pages on a year of Gold."""
     rows = [
-        [f"`{page}`", *(f"{figure(took):.2f}" for figure in (statistics.median, min, max))]
-        for page, took in result["seconds"].items()
+        [f"`{page}`", visit, *(f"{figure(took):.2f}" for figure in (statistics.median, min, max))]
+        for page, visits in result["seconds"].items()
+        for visit, took in visits.items()
     ]
     named = {f"dashboard_{name}": f"{result[name]:,}" for name in ("sensors", "days")}
-    return {"dashboard_year": table("page | median, s | shortest | longest", rows), **named}
+    return {"dashboard_year": table("page | visit | median, s | shortest | longest", rows), **named}
 
 
 def monitor(result: Result) -> dict[str, str]:

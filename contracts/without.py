@@ -25,10 +25,12 @@ class _NotThere(MetaPathFinder):
 
 @contextmanager
 def without(*names: str) -> Iterator[None]:
-    """While the block lasts these packages are not installed, as far as imports can tell; one that is loaded is."""
+    """While the block lasts these packages are not installed, as far as imports can tell, in any thread; one that is
+    loaded is.
+    """
     not_there = _NotThere(names)
-    sys.meta_path.insert(0, not_there)
+    sys.meta_path = [not_there, *sys.meta_path]  # another one each time: other threads may be going through it
     try:
         yield
     finally:
-        sys.meta_path.remove(not_there)
+        sys.meta_path = [finder for finder in sys.meta_path if finder is not not_there]

@@ -1,6 +1,9 @@
 """dashboard: the lake in the browser, five pages, served by Panel until stopped."""
 
+import logging
 from collections.abc import Callable
+from datetime import UTC, datetime
+from threading import Thread
 
 import panel as pn
 from bokeh.settings import settings as bokeh
@@ -15,7 +18,7 @@ from apps.dashboard.overview import Overview
 from apps.dashboard.source import Source
 from apps.dashboard.timeline import Timeline
 from apps.dashboard.trends import Trends
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, PipelineError
 from pipeline.settings import Settings
 from pipeline.stage import running
 
@@ -30,6 +33,8 @@ PAGES = (
 _UNUSED_SESSION_MS = 15_000
 _TICK_MS = 200
 
+log = logging.getLogger(__name__)
+
 
 def run(settings: Settings) -> None:
     """Serve the pages. Raises BadInput where the port is taken, or anybody could come in from another machine."""
@@ -37,7 +42,8 @@ def run(settings: Settings) -> None:
     bokeh.perform_document_validation = False
     address = settings.dashboard
     login = rules(address)
-    with running("dashboard", settings) as stage, Cache(Source(settings)) as cache:
+    source = Source(settings)
+    with running("dashboard", settings) as stage, Cache(source) as cache:
         pages = {kind.path or "/": _maker(kind, cache, logout=bool(login)) for kind in PAGES}
         try:
             server = pn.serve(
@@ -68,9 +74,18 @@ def run(settings: Settings) -> None:
         server.start()
         ticking.start()
         stage.ready()
+        Thread(target=_read_ahead, args=[source], name="ahead", daemon=True).start()
         server.io_loop.start()
         ticking.stop()
         server.stop()
+
+
+def _read_ahead(source: Source) -> None:
+    """What it does not get is read when somebody asks for it."""
+    try:
+        source.read_ahead(datetime.now(UTC))
+    except PipelineError as error:
+        log.warning("the year is not read ahead: %s", error.what)
 
 
 def _maker(kind: PageKind, cache: Cache, *, logout: bool) -> Callable[[], None]:

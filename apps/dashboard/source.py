@@ -25,6 +25,11 @@ Version = tuple[str, int] | None
 REOPEN_AFTER = timedelta(minutes=1)
 """A handle that is only moved on would never notice that another table lies at its address."""
 
+AHEAD = timedelta(days=366)
+"""What is summed up by day before somebody asks for it ..."""
+AHEAD_WINDOWS = 100_000_000
+"""... in a Gold of so many 5-minute windows at most: for more of them it would take minutes, and 50 MB of memory."""
+
 _DAY_BATCH = 7
 """Days that are summed up in one go: bounds memory."""
 
@@ -123,6 +128,15 @@ class Source:
         found = [self._days[day][1] for day in sorted(by_day) if day in self._days]
         whole = pl.concat(found) if found else _NO_DAYS
         return whole.filter(pl.col("start").is_between(_midnight(start), end, closed="left"))
+
+    def read_ahead(self, now: datetime) -> None:
+        """Sum up the days of the last year, where Gold is not too large: the first question about a year would take
+        seconds. Raises as `collect`, and what `version` does.
+        """
+        self.version(GOLD_SENSOR_5MIN)
+        files = self.files(GOLD_SENSOR_5MIN)
+        if not files.is_empty() and files["num_records"].sum() <= AHEAD_WINDOWS:
+            self.daily(now - AHEAD, now)
 
     def _held_day(self, day: date) -> frozenset[str]:
         held = self._days.get(day)

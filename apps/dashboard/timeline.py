@@ -242,7 +242,7 @@ class Timeline:
         head += '<th class="r">Value</th><th class="r">z</th><th></th></tr>'
         show(
             self._table,
-            f'<div class="wide"><table>{head}{body}</table></div>' if body else nothing("No anomalies"),
+            f"<table>{head}{body}</table>" if body else nothing("No anomalies"),
         )
 
     def _look(self, found: Found, now: datetime) -> None:

@@ -258,7 +258,8 @@ def create_topics(settings: Settings) -> list[str]:
 
 
 def require_topics(settings: Settings, *names: str, admin: AdminClient | None = None) -> dict[str, int]:
-    """Partition counts of these topics; names without the prefix. `admin` asks, if there is one.
+    """Partition counts of these topics; names without the prefix. `admin` asks, if there is one, and then what the
+    client raises is for the caller to translate.
 
     Raises NotSetUp where one is missing, HistoryMismatch where one has a partition count that cannot be, Unreachable
     where a partition has no leader now, and what `check` raises.

@@ -52,6 +52,18 @@ def low_offsets(settings: Settings, name: str) -> dict[int, int]:
     return _offsets(settings, name, OffsetSpec.earliest())
 
 
+def kept(settings: Settings, name: str, partitions: Iterable[int]) -> dict[int, tuple[int, int]]:
+    """Low and high watermark of these partitions. Raises Unreachable where one of them has no leader."""
+    places = [TopicPartition(kafka.topic(settings, name), partition) for partition in partitions]
+    with translated(settings, f"read the offsets of {name}"):
+        admin = kafka.admin_client(settings)
+        admin.list_topics(timeout=settings.kafka.timeout_s)  # without it the next call stalls for 3 s now and then
+        lows, ends = (
+            _answers(settings, admin, places, spec) for spec in (OffsetSpec.earliest(), OffsetSpec.latest())
+        )
+    return {place.partition: (lows[place], ends[place]) for place in places}
+
+
 _SELDOM_S = 60.0
 """Between two looks of a survey at what moves slowly: partitions of topics, and where these begin."""
 
@@ -312,7 +324,7 @@ def _offsets(settings: Settings, name: str, spec: OffsetSpec) -> dict[int, int]:
     seen: list[KafkaError] = []
     with translated(settings, "read the offsets of topics", seen):
         admin = kafka.admin_client(settings, seen.append)  # kept: the answers never come when it is collected before
-        try:
+        try:  # the topics come first, by the same client: without them its next call stalls for 3 s now and then
             partitions = range(kafka.require_topics(settings, name, admin=admin)[name])
             places = [TopicPartition(kafka.topic(settings, name), partition) for partition in partitions]
             return {place.partition: offset for place, offset in _answers(settings, admin, places, spec).items()}

@@ -17,8 +17,8 @@ COLUMNS = [*IDENTITY, "value", "unit", "batch_partition", "batch_offset"]
 
 _SENT = {"value": "original_value", "unit": "original_unit"}
 
-_KEPT_ROWS = 2_000_000
-"""Rows of recent Silver in memory: about 110 bytes each."""
+_KEPT_ROWS = 1_000_000
+"""Rows of recent Silver in memory: about 300 bytes each, with what strings and unfinished pieces take beside them."""
 
 _AT_ONCE = 288
 """Slices looked through at once: a day's."""

@@ -31,6 +31,7 @@ def become() -> None:
     tables.BRONZE_READINGS = after
     tables.TABLES = tuple(after if each is before else each for each in tables.TABLES)
 
+    import_module("pipeline.wire.decode")  # has the columns of the wire, where nothing is new
     microbatch: Any = import_module("pipeline.wire.microbatch")
     microbatch.SCHEMA_VERSION += 1
     version = str(microbatch.SCHEMA_VERSION)

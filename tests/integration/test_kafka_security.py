@@ -4,6 +4,7 @@ import base64
 import json
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -178,9 +179,11 @@ def test_who_cannot_prove_who_he_is_is_told_at_once(
     operator: Settings, guarded: ApacheKafka, certificates: Certificates, tmp_path: Path
 ) -> None:
     began = time.monotonic()
-    with pytest.raises(AccessDenied, match="PIPELINE_KAFKA__PASSWORD") as told:
-        broker.check(by_password(operator, guarded, certificates, "ingest", password="hidden"))
-    assert "hidden" not in str(told.value)
+    stranger = by_password(operator, guarded, certificates, "ingest", password="hidden")
+    for ask in (broker.check, partial(offsets.end_offsets, name=broker.RAW)):
+        with pytest.raises(AccessDenied, match="PIPELINE_KAFKA__PASSWORD") as told:
+            ask(stranger)
+        assert "hidden" not in str(told.value)
     elsewhere = Certificates(tmp_path / "elsewhere")
     for wrong in (
         by_certificate(operator, guarded, certificates, "ingest").kafka.model_copy(

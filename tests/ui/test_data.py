@@ -50,6 +50,28 @@ def rows(source: Source, table: Table) -> list[dict[str, Any]]:
     return pl.DataFrame(opened.to_pyarrow_table()).to_dicts()
 
 
+class Counting(Source):
+    """Counts what it reads."""
+
+    reads = 0
+
+    def collect(self, rows: pl.LazyFrame) -> pl.DataFrame:
+        self.reads += 1
+        return super().collect(rows)
+
+
+@pytest.mark.parametrize(("most", "reads"), [(10**9, 0), (0, 1)], ids=["small enough", "too large"])
+def test_a_year_is_read_before_somebody_asks_for_it(
+    made: tuple[Settings, FleetLake], end: datetime, monkeypatch: pytest.MonkeyPatch, most: int, reads: int
+) -> None:
+    monkeypatch.setattr("apps.dashboard.source.AHEAD_WINDOWS", most)
+    source = Counting(made[0])
+    source.read_ahead(end)
+    source.reads = 0
+    assert not Series("humidity", (SENSOR,), Range("1y")).answer(source, end).points.is_empty()
+    assert source.reads == reads
+
+
 def hour(time: datetime) -> datetime:
     return time.replace(minute=0, second=0, microsecond=0)
 
@@ -206,6 +228,7 @@ def test_without_a_table_there_are_no_rows_and_no_error(nothing: Source, end: da
     assert Fleet().answer(nothing, end).sensors == 0
     assert Feed().answer(nothing, end).is_empty()
     assert Catalogue().answer(nothing, end).is_empty()
+    nothing.read_ahead(end)
     assert Series("humidity", (SENSOR,), Range("1y")).answer(nothing, end).points.is_empty()
     assert Grid(Metric.HEALTH, False, "", Range("24h")).answer(nothing, end).rows.is_empty()
     assert Incidents(Range("24h")).answer(nothing, end).total == 0

@@ -166,9 +166,8 @@ def test_what_stands_side_by_side_ends_together_and_no_card_has_an_empty_strip(
         return Object.fromEntries([...document.querySelectorAll("main > .card")].map((card) => [
             card.id, bottom(card) - Math.max(...[...card.querySelectorAll(".part, .bk-Figure")].map(bottom))])); }""")
     assert {name: strip for name, strip in strips.items() if strip > 24} == {}
-    ends = page.evaluate("""() => { const bottom = (card) => card.getBoundingClientRect().bottom;
-        const beside = document.querySelector(".beside"), rest = [...document.querySelectorAll("main > .card")];
-        return [bottom(beside), Math.max(...rest.map(bottom))]; }""")
+    ends = page.evaluate("""() => [".beside", "main > .card:not(.beside)"].map((kind) => Math.max(
+        ...[...document.querySelectorAll(kind)].map((card) => card.getBoundingClientRect().bottom)))""")
     assert ends[0] == pytest.approx(ends[1], abs=1)
 
 
