@@ -131,9 +131,8 @@ class Source:
 
     def read_ahead(self, now: datetime) -> None:
         """Sum up the days of the last year, where Gold is not too large: the first question about a year would take
-        seconds. Raises as `collect`, and what `version` does.
+        seconds. Raises as `collect` and `version`.
         """
-        self.version(GOLD_SENSOR_5MIN)
         files = self.files(GOLD_SENSOR_5MIN)
         if not files.is_empty() and files["num_records"].sum() <= AHEAD_WINDOWS:
             self.daily(now - AHEAD, now)

@@ -5,10 +5,11 @@ client with a command line of its own. No stage uses them, and each would pay fo
 """
 
 import sys
-from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+
+from contracts.without import asked_first
 
 __all__ = [
     "Application",
@@ -37,12 +38,7 @@ class _Empty(ModuleType):
 
 
 class _WithoutThem(MetaPathFinder, Loader):
-    def find_spec(
-        self,
-        fullname: str,
-        path: Sequence[str] | None = None,  # noqa: ARG002 - the protocol's arguments
-        target: ModuleType | None = None,  # noqa: ARG002 - as above
-    ) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, *_: object) -> ModuleSpec | None:
         left_out = any(fullname == name or fullname.startswith(f"{name}.") for name in _LEFT_OUT)
         return ModuleSpec(fullname, self, is_package=True) if left_out else None
 
@@ -53,17 +49,15 @@ class _WithoutThem(MetaPathFinder, Loader):
         pass
 
 
-_without_them = _WithoutThem()
-sys.meta_path.insert(0, _without_them)
 try:
-    from quixstreams import Application
-    from quixstreams.exceptions import PartitionAssignmentError
-    from quixstreams.kafka import ConnectionConfig, Consumer, Producer
-    from quixstreams.kafka.exceptions import BaseKafkaException, KafkaBrokerUnavailableError
-    from quixstreams.models.serializers import Serializer
-    from quixstreams.sinks import BaseSink, SinkBackpressureError
-    from rocksdict import DbClosedError
+    with asked_first(_WithoutThem()):
+        from quixstreams import Application
+        from quixstreams.exceptions import PartitionAssignmentError
+        from quixstreams.kafka import ConnectionConfig, Consumer, Producer
+        from quixstreams.kafka.exceptions import BaseKafkaException, KafkaBrokerUnavailableError
+        from quixstreams.models.serializers import Serializer
+        from quixstreams.sinks import BaseSink, SinkBackpressureError
+        from rocksdict import DbClosedError
 finally:
-    sys.meta_path.remove(_without_them)
     for _name in [name for name, module in sys.modules.items() if isinstance(module, _Empty)]:
         del sys.modules[_name]  # whoever wants the real one finds it
