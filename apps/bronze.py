@@ -5,9 +5,10 @@ commits them, and are decoded there, many at a time.
 """
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
 
 import msgspec
 import numpy as np
@@ -18,6 +19,7 @@ from contracts.tables import BRONZE_ANOMALIES, BRONZE_DEAD_LETTERS, BRONZE_READI
 from contracts.wire import DROPOUT, Anomaly, DeadLetterHeader, Reason
 from pipeline.arrow import pa
 from pipeline.broker import kafka, offsets, stream
+from pipeline.broker.application import application
 from pipeline.broker.quix import Application
 from pipeline.core.aggregate import FIVE_MINUTES
 from pipeline.errors import ContractBroken, HistoryMismatch
@@ -40,8 +42,7 @@ def run(settings: Settings, *, until_caught_up: bool = False) -> None:
         topics = [flow.topic for flow in FLOWS]
         retrying(settings, "find the topics", lambda: kafka.require_topics(settings, *topics))
         retrying(settings, "write to the lake", lake.require_conditional_put)
-        for flow in FLOWS:
-            retrying(settings, f"compare {flow.topic} with the lake", partial(check, settings, lake, flow))
+        _check_together(settings, lake)
         sinks = [flow.sink(settings, lake) for flow in FLOWS]
         done = _Backlog(settings, lake).drained if until_caught_up else lambda: False
         membership = stream.Membership(settings)
@@ -49,6 +50,18 @@ def run(settings: Settings, *, until_caught_up: bool = False) -> None:
         for sink in sinks:
             if sink.failure is not None:
                 raise sink.failure
+
+
+def _check_together(settings: Settings, lake: Lake) -> None:
+    """`check` of each flow, at the same time: nearly all of it is waiting for answers."""
+
+    def compare(flow: Flow) -> None:
+        retrying(settings, f"compare {flow.topic} with the lake", lambda: check(settings, lake, flow))
+
+    with ThreadPoolExecutor(len(FLOWS)) as threads:
+        checks = [threads.submit(copy_context().run, compare, flow) for flow in FLOWS]
+    for each in checks:
+        each.result()
 
 
 def _application(
@@ -71,7 +84,7 @@ def _application(
         else:
             stage.unready("waiting for its partitions")
 
-    app = kafka.application(
+    app = application(
         settings,
         "bronze",
         commit_interval=settings.bronze.commit_interval_s,

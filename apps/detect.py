@@ -17,6 +17,7 @@ from contracts.registry import Registry, load_registry
 from contracts.wire import DROPOUT, UTC_MICROSECONDS, Anomaly, Window
 from pipeline import metrics
 from pipeline.broker import kafka, offsets, stream
+from pipeline.broker.application import application
 from pipeline.broker.quix import Application
 from pipeline.detection.detector import Detector
 from pipeline.detection.livewindows import Silence
@@ -49,18 +50,22 @@ def run(settings: Settings, *, until_caught_up: bool = False) -> None:
         detector.prepare()
         retrying(settings, "find the topics", lambda: kafka.require_topics(settings, *topics))
         retrying(settings, "compare group and topic", lambda: offsets.check_group(settings, "detect", kafka.READINGS))
-        goal = retrying(settings, "find the topic's end", lambda: offsets.end_offsets(settings, kafka.READINGS))
+        goal: dict[int, int] | None = None
+        if until_caught_up:
+            goal = retrying(settings, "find the topic's end", lambda: offsets.end_offsets(settings, kafka.READINGS))
 
         def done() -> bool:
-            return until_caught_up and retrying(settings, "see how far detect is", lambda: _caught_up(settings, goal))
+            return goal is not None and retrying(
+                settings, "see how far detect is", lambda: _caught_up(settings, goal)
+            )
 
         membership = stream.Membership(settings)
         stream.run(
-            lambda: application(settings, stage, membership, detector, registry), settings, stage, membership, done
+            lambda: _application(settings, stage, membership, detector, registry), settings, stage, membership, done
         )
 
 
-def application(
+def _application(
     settings: Settings, stage: Stage, membership: stream.Membership, detector: Detector, registry: Registry
 ) -> Application:
     """sensors.readings -> detector -> sensors.anomalies and sensors.windows, exactly once."""
@@ -92,7 +97,7 @@ def application(
         else:
             stage.ready()
 
-    app = kafka.application(
+    app = application(
         settings,
         "detect",
         processing_guarantee="exactly-once",

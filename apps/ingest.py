@@ -202,21 +202,20 @@ class _Source:
         noted = TopicPartition(kafka.topic(self._settings, kafka.READINGS), 0)
         places: list[TopicPartition] = self._consumer.committed([*assigned, noted], self._settings.kafka.timeout_s)
         # Of all at once, by another client: this one's connection answers nothing else while a fetch waits for data.
-        kept = offsets.kept(self._settings, kafka.RAW, [place.partition for place in assigned])
+        kept = offsets.kept(self._settings, assigned)
         for place in places:
             if place.error is not None:
                 raise KafkaException(place.error)
             if place.metadata and self.topic_id and place.metadata != self.topic_id:
                 raise offsets.recreated(self._settings, STAGE, kafka.RAW, "is another one of that name")
-        return [self._settled(place, kept) for place in places if place.topic != noted.topic]
+        return [self._settled(place, *kept[place]) for place in places if place.topic != noted.topic]
 
-    def _settled(self, place: TopicPartition, kept: Mapping[int, tuple[int, int]]) -> TopicPartition:
+    def _settled(self, place: TopicPartition, low: int, end: int) -> TopicPartition:
         """A committed place, or the first message that is still there; what no longer is, is told.
 
-        `kept`: low and high watermark of each assigned partition.
+        `low`, `end`: of what the topic has there (offsets.kept).
         """
         partition, at = place.partition, max(place.offset, 0)
-        low, end = kept[partition]
         if at > end:
             end = offsets.end_offsets_past(self._settings, kafka.RAW, {partition: at})[partition]
         if at > end:

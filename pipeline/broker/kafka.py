@@ -6,7 +6,6 @@ Nothing here knows what the messages mean.
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, Resourc
 
 from pipeline.broker.kafka_errors import translated
 from pipeline.broker.kafka_security import connection
-from pipeline.broker.quix import Application, ConnectionConfig, Consumer, Producer
+from pipeline.broker.quix import ConnectionConfig, Consumer, Producer
 from pipeline.errors import HistoryMismatch, NotSetUp, TerminalError, Unreachable
 from pipeline.settings import Settings
 
@@ -109,7 +108,8 @@ def client(settings: Settings) -> dict[str, Any]:
     return connection(settings.kafka)
 
 
-def _connection(settings: Settings) -> ConnectionConfig:
+def broker_address(settings: Settings) -> ConnectionConfig:
+    """The connection as Quix takes it."""
     return ConnectionConfig.from_librdkafka_dict(client(settings))
 
 
@@ -125,7 +125,7 @@ def consumer(settings: Settings, group: str, **extra: Any) -> Consumer:
     """
     reset = extra.pop("auto.offset.reset", "earliest")
     reader = Consumer(
-        broker_address=_connection(settings),
+        broker_address=broker_address(settings),
         consumer_group=group,
         auto_offset_reset=reset,
         auto_commit_enable=False,
@@ -141,17 +141,17 @@ def consumer(settings: Settings, group: str, **extra: Any) -> Consumer:
 def producer(settings: Settings, **extra: Any) -> Producer:
     """An idempotent producer; transactional where `extra` names a `transactional.id`."""
     made = Producer(
-        broker_address=_connection(settings),
+        broker_address=broker_address(settings),
         logger=log,
         error_callback=_on_error,
         extra_config={"enable.idempotence": True, **PRODUCER, **extra},
         flush_timeout=settings.kafka.timeout_s,
         transactional="transactional.id" in extra,
     )
-    return _with_token(settings, made)
+    return with_token(settings, made)
 
 
-def _with_token(settings: Settings, made: Producer) -> Producer:
+def with_token(settings: Settings, made: Producer) -> Producer:
     """Quix's producer waits for its transactions before it first polls, in which alone a token could be taken."""
     if "oauth_cb" in client(settings) and made._inner_producer is None:
         inner = confluent_kafka.Producer(made._producer_config)
@@ -183,56 +183,6 @@ def membership(settings: Settings, stage: str) -> dict[str, Any]:
     and without the wait for its session's end after a kill. A second one of the same name ends the first.
     """
     return {"group.instance.id": instance(settings, stage)} if settings.kafka.static_members else {}
-
-
-def application(settings: Settings, stage: str, **extra: Any) -> Application:
-    """A Quix application in the stage's consumer group.
-
-    `extra` goes to quixstreams.Application; its `consumer_extra_config` and `producer_extra_config` add to those of
-    here. With `processing_guarantee="exactly-once"` the transactional id is the replica's. Topics are not created
-    unless `auto_create_topics=True` is given (changelogs need it): call `require_topics` first.
-    """
-    exactly_once = extra.get("processing_guarantee") == "exactly-once"
-    app = Application(
-        **{
-            "broker_address": _connection(settings),
-            "consumer_group": settings.group(stage),
-            "auto_offset_reset": "earliest",
-            "auto_create_topics": False,
-            "loglevel": None,
-            "state_dir": settings.state_dir,
-            **extra,
-            "consumer_extra_config": {
-                **CONSUMER,
-                **membership(settings, stage),
-                **extra.get("consumer_extra_config", {}),
-            },
-            "producer_extra_config": {
-                **PRODUCER,
-                **(transactional(settings, stage) if exactly_once else {}),
-                **extra.get("producer_extra_config", {}),
-            },
-        }
-    )
-    with translated(settings, "open the producer"):
-        _with_token(settings, app._producer._producer)
-    _resume_before_forgetting(app._consumer)
-    return app
-
-
-def _resume_before_forgetting(reader: Any) -> None:
-    """Quix pauses all partitions when a sink asks for it, and forgets that it did when a rebalance comes. librdkafka
-    does not: a partition that comes back is still paused, and would never be read again.
-    """
-    forget = reader.reset_backpressure
-
-    def reset() -> None:
-        if paused := list(reader.backpressured_tps):
-            with suppress(KafkaException, RuntimeError):  # lost, or closed: there is nothing to resume
-                reader.resume(paused)
-        forget()
-
-    reader.reset_backpressure = reset
 
 
 def create_topics(settings: Settings) -> list[str]:

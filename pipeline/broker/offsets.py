@@ -11,7 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 
-from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import (
+    OFFSET_INVALID,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from pipeline import metrics
@@ -52,16 +59,18 @@ def low_offsets(settings: Settings, name: str) -> dict[int, int]:
     return _offsets(settings, name, OffsetSpec.earliest())
 
 
-def kept(settings: Settings, name: str, partitions: Iterable[int]) -> dict[int, tuple[int, int]]:
-    """Low and high watermark of these partitions. Raises Unreachable where one of them has no leader."""
-    places = [TopicPartition(kafka.topic(settings, name), partition) for partition in partitions]
-    with translated(settings, f"read the offsets of {name}"):
+def kept(settings: Settings, places: Iterable[TopicPartition]) -> dict[TopicPartition, tuple[int, int]]:
+    """Of these partitions (full names of topics), the first offset and the one after the last that a reader of
+    committed messages gets. Raises Unreachable where one of them has no leader."""
+    asked = [TopicPartition(place.topic, place.partition) for place in places]
+    with translated(settings, "read the offsets of topics"):
         admin = kafka.admin_client(settings)
         admin.list_topics(timeout=settings.kafka.timeout_s)  # without it the next call stalls for 3 s now and then
         lows, ends = (
-            _answers(settings, admin, places, spec) for spec in (OffsetSpec.earliest(), OffsetSpec.latest())
+            _answers(settings, admin, asked, spec, IsolationLevel.READ_COMMITTED)
+            for spec in (OffsetSpec.earliest(), OffsetSpec.latest())
         )
-    return {place.partition: (lows[place], ends[place]) for place in places}
+    return {place: (lows[place], ends[place]) for place in asked}
 
 
 _SELDOM_S = 60.0
@@ -333,9 +342,15 @@ def _offsets(settings: Settings, name: str, spec: OffsetSpec) -> dict[int, int]:
 
 
 def _answers(
-    settings: Settings, admin: AdminClient, places: Iterable[TopicPartition], spec: OffsetSpec
+    settings: Settings,
+    admin: AdminClient,
+    places: Iterable[TopicPartition],
+    spec: OffsetSpec,
+    isolation: IsolationLevel = IsolationLevel.READ_UNCOMMITTED,
 ) -> dict[TopicPartition, int]:
-    answers = admin.list_offsets(dict.fromkeys(places, spec), request_timeout=settings.kafka.timeout_s)
+    answers = admin.list_offsets(
+        dict.fromkeys(places, spec), isolation_level=isolation, request_timeout=settings.kafka.timeout_s
+    )
     found = {place: answer.result().offset for place, answer in answers.items()}
     if OFFSET_INVALID in found.values():  # where the broker went away half-way, librdkafka tells no error
         raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "no answer for some partitions"))

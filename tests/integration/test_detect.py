@@ -17,6 +17,7 @@ from contracts.registry import load_registry
 from pipeline.broker import kafka, offsets
 from pipeline.core.refine import State, refine
 from pipeline.settings import Detect, Observability, Settings
+from pipeline.stage import retrying
 from pipeline.wire.microbatch import READING_SCHEMA, pack
 from tests import announced, processes
 from tests.parity import judge
@@ -81,7 +82,8 @@ def send(settings: Settings, frame: pl.DataFrame) -> None:
 
 def read(settings: Settings) -> int:
     """Messages of sensors.readings that detect has committed."""
-    return sum(offsets.committed(settings, settings.group("detect"), kafka.READINGS).values())
+    asked = retrying(settings, "look", lambda: offsets.committed(settings, settings.group("detect"), kafka.READINGS))
+    return sum(asked.values())
 
 
 def all_read(settings: Settings) -> bool:

@@ -248,6 +248,23 @@ def test_drained_looks_for_committed_messages_and_no_others(settings: Settings) 
     assert offsets.drained(settings, broker.RAW, {0: 2, 1: 1}, offsets.end_offsets(settings, broker.RAW))
 
 
+def test_what_is_kept_ends_where_a_reader_of_committed_messages_does(settings: Settings) -> None:
+    broker.create_topics(settings)
+    topic = broker.topic(settings, broker.RAW)
+    client = producer(settings)
+    send(client, settings, {0: 2, 1: 1})
+    client.commit_transaction()
+    send(client, settings, {1: 4})
+    try:
+        places = [TopicPartition(topic, 0), TopicPartition(topic, 1), TopicPartition(topic, 2)]
+        until(
+            lambda: offsets.kept(settings, places) == dict(zip(places, [(0, 3), (0, 2), (0, 0)], strict=True)),
+            "two messages and a marker; one, a marker, and what is not committed; nothing",
+        )
+    finally:
+        client.abort_transaction()
+
+
 @pytest.mark.skipif(choose_broker() == EMBEDDED, reason="the embedded broker hides what follows an abort")
 def test_an_end_that_is_told_too_early_is_asked_again(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """A broker that had just restarted told an end before what was read: detect took the topic for another one."""
