@@ -255,7 +255,7 @@ class _Source:
         return self._consumer.consumer_group_metadata()
 
     def close(self) -> None:
-        self._consumer.close()
+        kafka.close(self._consumer, 2 * self._settings.kafka.timeout_s)
 
 
 @contextmanager

@@ -1,7 +1,10 @@
 """What every long-running process shares: stopping, probes, the polling loop, and bounded retries."""
 
+import faulthandler
 import logging
+import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +34,11 @@ PORTS = {
     "dashboard": 9109,
 }
 """Default port of each stage's /metrics, /healthz and /readyz; any other process takes a free one."""
+
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+_ENDING_S = 50.0
+"""Longest time from the signal to the end. Kubernetes would end the process after 60 s, without a word."""
 
 _BREATH_S = 1.0
 """A waiting stage beats this often, so that a long interval does not look wedged."""
@@ -133,12 +141,40 @@ def _signals(stage: Stage) -> Iterator[None]:
         log.info("%s: finishing", signal.Signals(number).name)
         stage.stopping.set()
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    heard, told = socket.socketpair()
+    told.setblocking(False)
+    ended = threading.Event()
+    threading.Thread(target=_end_in_time, args=[heard, ended], daemon=True, name="ending").start()
+    fd_before = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    before = {number: signal.signal(number, stop) for number in _STOPPING}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(fd_before)
+        ended.set()
+        told.close()
+
+
+def _end_in_time(heard: socket.socket, ended: threading.Event) -> None:
+    """End the process where it does not end by itself after a signal, and say where it stands.
+
+    A client's call that never returns (librdkafka's issue 4674: the close of a consumer whose broker went away and
+    came back) keeps Python from handling the signal. So the signal is heard here, by the number that the interpreter
+    writes to the socket when it comes.
+    """
+    with heard:
+        while (number := heard.recv(1)) and number[0] not in _STOPPING:
+            pass
+        if not number or ended.wait(_ENDING_S):
+            return
+    log.error(
+        "did not end within %g s of the signal, and is ended; what it did not commit is read again. It stood here:",
+        _ENDING_S,
+    )
+    faulthandler.dump_traceback(all_threads=True)
+    os._exit(TransientError.exit_code)
 
 
 def poll(stage: Stage, interval_s: float, cycle: Callable[[], int], until_caught_up: bool) -> None:

@@ -4,6 +4,7 @@ Nothing here knows what the messages mean.
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -136,6 +137,17 @@ def consumer(settings: Settings, group: str, **extra: Any) -> Consumer:
     if "oauth_cb" in client(settings):
         reader.poll(TOKEN_S)
     return reader
+
+
+def close(reader: Consumer, within_s: float) -> None:
+    """Leave the group. A client that does not come back from that in time is left behind, and the broker forgets it
+    after its session: after a broker went away and came back it may wait for itself (librdkafka's issue 4674).
+    """
+    closing = threading.Thread(target=reader.close, daemon=True, name="closing")
+    closing.start()
+    closing.join(within_s)
+    if closing.is_alive():
+        log.error("Kafka's client did not close in %g s: it is left behind", within_s)
 
 
 def producer(settings: Settings, **extra: Any) -> Producer:

@@ -6,6 +6,8 @@ import re
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -15,10 +17,11 @@ from collections.abc import Iterator
 import pytest
 
 from pipeline import __version__
-from pipeline.errors import BadInput, Conflict, Unreachable
+from pipeline.errors import BadInput, Conflict, TransientError, Unreachable
 from pipeline.health import Health
 from pipeline.settings import Observability, Settings
 from pipeline.stage import Stage, poll, retrying, running
+from tests.processes import until
 
 
 @pytest.fixture
@@ -136,6 +139,47 @@ def test_a_signal_stops_the_stage_and_nothing_else(settings: Settings, number: s
         os.kill(os.getpid(), number)
         assert stage.wait(5)
     assert signal.getsignal(number) is before
+
+
+STUCK = """
+import ctypes
+from pipeline import stage
+from pipeline.settings import Observability, Settings
+
+stage._ENDING_S = 0.2
+with stage.running("ingest", Settings(observability=Observability(port=0))):
+    mutex, libc = ctypes.create_string_buffer(64), ctypes.CDLL(None)
+    libc.pthread_mutex_lock(mutex)
+    print("stuck", flush=True)
+    libc.pthread_mutex_lock(mutex)
+"""
+
+
+def test_a_stage_that_cannot_end_is_ended_and_says_where_it_stood() -> None:
+    """In a drill an ingest whose broker had been restarted was still there four minutes after SIGTERM."""
+    with subprocess.Popen(
+        [sys.executable, "-c", STUCK], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "stuck\n"
+        process.terminate()
+        _, told = process.communicate(timeout=30)
+    assert process.returncode == TransientError.exit_code
+    assert "SIGTERM: finishing" not in told, "Python does not get to it"
+    assert "did not end within 0.2 s" in told
+    assert 'File "<string>", line 11 in <module>' in told
+
+
+def test_a_stage_that_ends_in_time_leaves_no_trace_in_the_process(settings: Settings) -> None:
+    def handled() -> tuple[object, int]:
+        return signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(-1)
+
+    before, threads = handled(), threading.active_count()
+    with running("ingest", settings) as stage:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stage.stopping.wait(5)
+    until(lambda: threading.active_count() == threads, "its threads are gone", 5.0)
+    assert handled() == before
 
 
 def test_a_waiting_stage_does_not_look_wedged(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
