@@ -255,7 +255,7 @@ class _Source:
         return self._consumer.consumer_group_metadata()
 
     def close(self) -> None:
-        kafka.close(self._consumer, 2 * self._settings.kafka.timeout_s)
+        kafka.close(self._consumer.close, 2 * self._settings.kafka.timeout_s)
 
 
 @contextmanager

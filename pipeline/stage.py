@@ -2,7 +2,6 @@
 
 import faulthandler
 import logging
-import os
 import signal
 import socket
 import threading
@@ -158,23 +157,19 @@ def _signals(stage: Stage) -> Iterator[None]:
 
 
 def _end_in_time(heard: socket.socket, ended: threading.Event) -> None:
-    """End the process where it does not end by itself after a signal, and say where it stands.
+    """End the process where it does not end by itself after a signal, with the stacks of its threads on stderr.
 
     A client's call that never returns (librdkafka's issue 4674: the close of a consumer whose broker went away and
     came back) keeps Python from handling the signal. So the signal is heard here, by the number that the interpreter
-    writes to the socket when it comes.
+    writes to the socket when it comes; and the end is up to a thread in C, which needs nothing of Python's.
     """
     with heard:
         while (number := heard.recv(1)) and number[0] not in _STOPPING:
             pass
-        if not number or ended.wait(_ENDING_S):
-            return
-    log.error(
-        "did not end within %g s of the signal, and is ended; what it did not commit is read again. It stood here:",
-        _ENDING_S,
-    )
-    faulthandler.dump_traceback(all_threads=True)
-    os._exit(TransientError.exit_code)
+    if number:
+        faulthandler.dump_traceback_later(_ENDING_S, exit=True, file=2)
+        ended.wait()
+        faulthandler.cancel_dump_traceback_later()
 
 
 def poll(stage: Stage, interval_s: float, cycle: Callable[[], int], until_caught_up: bool) -> None:

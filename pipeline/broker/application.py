@@ -10,9 +10,13 @@ from pipeline.broker import kafka, offsets
 from pipeline.broker.kafka_errors import translated
 from pipeline.broker.quix import Application
 from pipeline.settings import Settings
+from pipeline.stage import retrying
 
 _LOOK_EVERY_S = 0.1
 """How soon the end of a changelog is seen."""
+
+_CLOSING_S = 40.0
+"""Shorter than a stage has for its end (pipeline.stage), longer than a commit takes that is tried once more."""
 
 
 def application(settings: Settings, stage: str, **extra: Any) -> Application:
@@ -47,6 +51,7 @@ def application(settings: Settings, stage: str, **extra: Any) -> Application:
     with translated(settings, "open the producer"):
         kafka.with_token(settings, app._producer._producer)
     _resume_before_forgetting(app._consumer)
+    _close_in_time(app._consumer)
     _ask_for_all_at_once(settings, app)
     if app._state_manager._recovery_manager is not None:
         _look_often(app._state_manager._recovery_manager)
@@ -72,8 +77,10 @@ def _ask_for_all_at_once(settings: Settings, app: Any) -> None:
     """When partitions come, Quix asks for the watermarks of each, and of its changelog, one after the other, and each
     question waits behind a fetch that the broker holds back. Here the first asks for all, by another client.
 
-    Not sooner: Quix has asked for the committed offsets by then. A changelog's end from before those may lack what a
-    predecessor committed with them.
+    Not sooner: Quix has asked for the committed offsets by then. And by a client that sees what is not committed yet:
+    a transaction is committed once its coordinator knows it, and a partition that is told of it later still ends
+    before what it wrote, for a reader of committed messages. Of a changelog that would be lost. Up to the other end a
+    reader gets as soon as no transaction is open.
     """
     reader, assigned = app._consumer, app._on_assign
     ask: Callable[..., tuple[int, int]] = reader.get_watermark_offsets
@@ -81,11 +88,11 @@ def _ask_for_all_at_once(settings: Settings, app: Any) -> None:
     known: dict[TopicPartition, tuple[int, int]] = {}
 
     def watermarks(partition: TopicPartition, timeout: float | None = None, cached: bool = False) -> tuple[int, int]:
-        if not coming or cached:
-            return ask(partition, timeout, cached)
-        if not known:
-            known.update(offsets.kept(settings, reader.assignment()))
-        return known[partition]
+        if coming and not known:
+            known.update(
+                retrying(settings, "see where topics end", lambda: offsets.kept(settings, reader.assignment()))
+            )
+        return known[partition] if partition in known else ask(partition, timeout, cached)
 
     def on_assign(consumer: Any, partitions: list[TopicPartition]) -> None:
         nonlocal coming
@@ -101,8 +108,8 @@ def _ask_for_all_at_once(settings: Settings, app: Any) -> None:
 
 
 def _look_often(recovery: Any) -> None:
-    """Quix looks whether a changelog is at its end when a second went by without a message of it, and takes a place
-    that it saw for the present one for another. Every start with a state, and every rebalance, waited for that.
+    """Quix looks whether changelogs are at their ends only after a second without a message, and believes a position
+    for a second after it asked. Every start with a state, and every rebalance, waited for that.
     """
     recovery._consumer = _Brisk(recovery._consumer, recovery._position_cache.clear)
     recovery.MAX_INVALID_OFFSET_ATTEMPTS *= round(1 / _LOOK_EVERY_S)  # Quix gives up after so many looks
@@ -121,3 +128,9 @@ class _Brisk:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reader, name)
+
+
+def _close_in_time(reader: Any) -> None:
+    """Closing, within which Quix commits what partitions that go have left, takes _CLOSING_S at most."""
+    leave = reader.close
+    reader.close = lambda: kafka.close(leave, _CLOSING_S)

@@ -7,6 +7,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,14 +141,24 @@ def consumer(settings: Settings, group: str, **extra: Any) -> Consumer:
     return reader
 
 
-def close(reader: Consumer, within_s: float) -> None:
-    """Leave the group. A client that does not come back from that in time is left behind, and the broker forgets it
-    after its session: after a broker went away and came back it may wait for itself (librdkafka's issue 4674).
+def close(leave: Callable[[], None], within_s: float) -> None:
+    """Call a consumer's close, and wait for it, but not for ever: after a broker went away and came back a client may
+    wait for itself (librdkafka's issue 4674). It is left behind then, and the broker forgets it by and by.
     """
-    closing = threading.Thread(target=reader.close, daemon=True, name="closing")
-    closing.start()
-    closing.join(within_s)
-    if closing.is_alive():
+    outcome: Future[None] = Future()
+
+    def closing() -> None:
+        try:
+            leave()
+        except BaseException as error:  # noqa: BLE001 - it is raised where it was asked for
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(None)
+
+    threading.Thread(target=copy_context().run, args=[closing], daemon=True, name="closing").start()
+    if wait([outcome], within_s).done:
+        outcome.result()
+    else:
         log.error("Kafka's client did not close in %g s: it is left behind", within_s)
 
 

@@ -13,7 +13,6 @@ from datetime import datetime
 
 from confluent_kafka import (
     OFFSET_INVALID,
-    IsolationLevel,
     KafkaError,
     KafkaException,
     Message,
@@ -60,16 +59,12 @@ def low_offsets(settings: Settings, name: str) -> dict[int, int]:
 
 
 def kept(settings: Settings, places: Iterable[TopicPartition]) -> dict[TopicPartition, tuple[int, int]]:
-    """Of these partitions (full names of topics), the first offset and the one after the last that a reader of
-    committed messages gets. Raises Unreachable where one of them has no leader."""
+    """Low and high watermark of these partitions (full names of topics). Raises Unreachable where one of them has no
+    leader."""
     asked = [TopicPartition(place.topic, place.partition) for place in places]
-    with translated(settings, "read the offsets of topics"):
-        admin = kafka.admin_client(settings)
+    with _asking(settings) as admin:
         admin.list_topics(timeout=settings.kafka.timeout_s)  # without it the next call stalls for 3 s now and then
-        lows, ends = (
-            _answers(settings, admin, asked, spec, IsolationLevel.READ_COMMITTED)
-            for spec in (OffsetSpec.earliest(), OffsetSpec.latest())
-        )
+        lows, ends = (_answers(settings, admin, asked, spec) for spec in (OffsetSpec.earliest(), OffsetSpec.latest()))
     return {place: (lows[place], ends[place]) for place in asked}
 
 
@@ -330,27 +325,28 @@ class _Cursor:
 
 
 def _offsets(settings: Settings, name: str, spec: OffsetSpec) -> dict[int, int]:
+    with _asking(settings) as admin:
+        # the topics come first, by the same client: without them its next call stalls for 3 s now and then
+        partitions = range(kafka.require_topics(settings, name, admin=admin)[name])
+        places = [TopicPartition(kafka.topic(settings, name), partition) for partition in partitions]
+        return {place.partition: offset for place, offset in _answers(settings, admin, places, spec).items()}
+
+
+@contextmanager
+def _asking(settings: Settings) -> Iterator[AdminClient]:
     seen: list[KafkaError] = []
     with translated(settings, "read the offsets of topics", seen):
         admin = kafka.admin_client(settings, seen.append)  # kept: the answers never come when it is collected before
-        try:  # the topics come first, by the same client: without them its next call stalls for 3 s now and then
-            partitions = range(kafka.require_topics(settings, name, admin=admin)[name])
-            places = [TopicPartition(kafka.topic(settings, name), partition) for partition in partitions]
-            return {place.partition: offset for place, offset in _answers(settings, admin, places, spec).items()}
+        try:
+            yield admin
         finally:
             admin.poll(0)  # hands over errors: a refused login shows only there
 
 
 def _answers(
-    settings: Settings,
-    admin: AdminClient,
-    places: Iterable[TopicPartition],
-    spec: OffsetSpec,
-    isolation: IsolationLevel = IsolationLevel.READ_UNCOMMITTED,
+    settings: Settings, admin: AdminClient, places: Iterable[TopicPartition], spec: OffsetSpec
 ) -> dict[TopicPartition, int]:
-    answers = admin.list_offsets(
-        dict.fromkeys(places, spec), isolation_level=isolation, request_timeout=settings.kafka.timeout_s
-    )
+    answers = admin.list_offsets(dict.fromkeys(places, spec), request_timeout=settings.kafka.timeout_s)
     found = {place: answer.result().offset for place, answer in answers.items()}
     if OFFSET_INVALID in found.values():  # where the broker went away half-way, librdkafka tells no error
         raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "no answer for some partitions"))

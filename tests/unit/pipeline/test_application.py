@@ -1,5 +1,6 @@
 """What of Quix is mended in a stage's application, against Quix's own classes."""
 
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -8,8 +9,8 @@ import pytest
 from confluent_kafka import OFFSET_INVALID, TopicPartition
 from quixstreams.state.recovery import RecoveryManager, RecoveryPartition
 
-from pipeline.broker import offsets
-from pipeline.broker.application import _ask_for_all_at_once, _look_often
+from pipeline.broker import application, offsets
+from pipeline.errors import Unreachable
 from pipeline.settings import Settings
 
 SOURCE = [TopicPartition("readings", partition) for partition in range(3)]
@@ -38,9 +39,9 @@ class Asked:
         return 0, 0
 
 
-def application(asked: Asked, on_assign: Callable[..., None]) -> Any:
+def watched(asked: Asked, on_assign: Callable[..., None]) -> Any:
     app = SimpleNamespace(_consumer=asked, _on_assign=on_assign)
-    _ask_for_all_at_once(Settings(), app)
+    application._ask_for_all_at_once(Settings(), app)
     return app
 
 
@@ -52,7 +53,7 @@ def test_the_first_question_of_an_assignment_is_for_all_partitions(monkeypatch: 
         asked.log.append("committed")
         found.extend(asked.get_watermark_offsets(place, timeout=30) for place in (*partitions, *CHANGELOG))
 
-    app = application(asked, on_assign)
+    app = watched(asked, on_assign)
     app._on_assign(None, SOURCE)
     assert asked.log == ["committed", "all 6"], "after the committed offsets"
     assert found == [(1, 5), (1, 6), (1, 7)] * 2
@@ -70,11 +71,27 @@ def test_apart_from_an_assignment_the_client_answers_itself(monkeypatch: pytest.
         asked.get_watermark_offsets(SOURCE[0])
         raise RuntimeError("no")
 
-    app = application(asked, fails)
+    app = watched(asked, fails)
     with pytest.raises(RuntimeError, match="no"):
         app._on_assign(None, SOURCE)
     assert asked.get_watermark_offsets(SOURCE[1]) == (0, 0)
     assert asked.log == ["all 6", "readings-1"]
+
+
+def test_a_broker_that_does_not_answer_yet_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rebalance after its restart comes before all of it is up."""
+    asked, told = Asked(monkeypatch), iter([Unreachable("no leader"), {SOURCE[0]: (2, 3)}])
+
+    def kept(*_: object) -> dict[TopicPartition, tuple[int, int]]:
+        if isinstance(answer := next(told), Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(offsets, "kept", kept)
+    found = []
+    app = watched(asked, lambda *_: found.append(asked.get_watermark_offsets(SOURCE[0])))
+    app._on_assign(None, SOURCE)
+    assert found == [(2, 3)]
 
 
 class Changelog:
@@ -105,7 +122,7 @@ def recovery(reader: Changelog) -> RecoveryManager:
     )
     part = RecoveryPartition("changelog", 0, store, {}, 0, 5)
     manager._recovery_partitions = {0: {"changelog": part}}
-    _look_often(manager)
+    application._look_often(manager)
     return manager
 
 
@@ -125,3 +142,12 @@ def test_a_place_that_is_long_in_coming_is_waited_for_as_long_as_quix_would() ->
 
     with pytest.raises(RuntimeError, match="Recovery stuck"):
         recovery(Changelog(OFFSET_INVALID)).do_recovery()
+
+
+def test_a_stage_whose_client_does_not_close_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(application, "_CLOSING_S", 0.05)
+    for_ever = threading.Event()
+    reader = SimpleNamespace(close=for_ever.wait)
+    application._close_in_time(reader)
+    reader.close()
+    for_ever.set()
