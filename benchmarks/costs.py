@@ -50,8 +50,19 @@ def divided() -> tuple[int, int]:
 
 def peak_mib(pid: int) -> float:
     """Largest resident memory of a running process up to now."""
+    return _status_mib(pid, "VmHWM")
+
+
+def mapped_mib(pid: int) -> float:
+    """Resident memory of a running process that is pages of files: its libraries' code, mostly. Processes that load
+    the same have it in common, and the system drops it where memory is short.
+    """
+    return _status_mib(pid, "RssFile")
+
+
+def _status_mib(pid: int, name: str) -> float:
     told = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in told if line.startswith("VmHWM:")) / 1024
+    return next(int(line.split()[1]) for line in told if line.startswith(f"{name}:")) / 1024
 
 
 def pipeline(*arguments: str) -> list[str]:

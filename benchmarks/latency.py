@@ -20,6 +20,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -27,7 +28,7 @@ import psycopg
 
 from apps.local import ObjectStore, Postgres
 from benchmarks import results
-from benchmarks.costs import database, peak_mib
+from benchmarks.costs import database, mapped_mib, peak_mib
 from contracts.tables import BRONZE_READINGS, GOLD_SENSOR_5MIN, SILVER_READINGS, Table
 from contracts.warehouse import FACTS, LEDGER, SCHEMA
 from pipeline.broker import kafka
@@ -173,8 +174,11 @@ class Tables:
 
 def measure(
     settings: Settings, directory: Path, rate: float, seconds: float, stages: tuple[str, ...]
-) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
-    """Percentiles in milliseconds, by layer; peak MiB, by stage. Raises AssertionError where something is missing."""
+) -> tuple[dict[str, dict[str, float]], list[dict[str, Any]]]:
+    """Percentiles in milliseconds, by layer; the peak of each stage, and its pages of files.
+
+    Raises AssertionError where something is missing.
+    """
     kafka.create_topics(settings)
     tables = None
     if "load" in stages:
@@ -205,7 +209,10 @@ def measure(
         for each in (reader, *(tables.looking.values() if tables else ())):
             each.ended.set()
             each.join()
-        peaks = {stage: round(peak_mib(process.pid)) for stage, process in running.items()}
+        peaks = [
+            {"rate": rate, "stage": stage, "mib": round(peak_mib(pid)), "mapped_mib": round(mapped_mib(pid))}
+            for stage, pid in ((stage, process.pid) for stage, process in running.items())
+        ]
     return {layer: _percentiles(latencies) for layer, latencies in seen.items()}, peaks
 
 
@@ -282,17 +289,16 @@ def main() -> None:
                     **more,
                 }
             )
-            layers, mib = measure(settings, directory / str(number), rate, asked.seconds, stages)
+            layers, found_peaks = measure(settings, directory / str(number), rate, asked.seconds, stages)
             for layer, found in layers.items():
                 lines.append({"rate": rate, "layer": layer, **found})
                 print(
                     f"{rate:>9,.0f} {layer:<12}" + "".join(f"{found[each]:>12,.0f}" for each in PERCENTILES),
                     flush=True,
                 )
-            peaks += [{"rate": rate, "stage": stage, "mib": most} for stage, most in mib.items()]
-            print(
-                f"{rate:>9,.0f} peak MiB: {', '.join(f'{stage} {most}' for stage, most in mib.items())}", flush=True
-            )
+            peaks += found_peaks
+            told = ", ".join("{stage} {mib} ({mapped_mib})".format(**each) for each in found_peaks)
+            print(f"{rate:>9,.0f} peak MiB (pages of files): {told}", flush=True)
     results.save(
         "latency_stream" if asked.only_stream else "latency",
         asked.keep,

@@ -171,9 +171,9 @@ def _latency(result: Result) -> str:
 def _peaks(peaks: list[dict[str, Any]]) -> str:
     """A line a stage, a column a rate."""
     rates = list(dict.fromkeys(each["rate"] for each in peaks))
-    mib = {(each["stage"], each["rate"]): each["mib"] for each in peaks}
+    mib = {(each["stage"], each["rate"]): f"{each['mib']:,} ({each['mapped_mib']:,})" for each in peaks}
     rows = (
-        [f"`{stage}`", *(f"{mib[stage, rate]:,}" for rate in rates)]
+        [f"`{stage}`", *(mib[stage, rate] for rate in rates)]
         for stage in dict.fromkeys(each["stage"] for each in peaks)
     )
     return _table("| " + " | ".join(f"{rate:,.0f}/s" for rate in rates), rows)
