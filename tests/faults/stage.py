@@ -11,7 +11,6 @@ acts. POINT may end in `@revoke`: only while partitions are being taken away, wh
 ACTION is `kill`, `hold:SECONDS`, or `fail` (raises Unreachable).
 """
 
-import faulthandler
 import importlib
 import multiprocessing
 import os
@@ -126,7 +125,6 @@ def _run(
     os.dup2(out, 2)
     Path("/proc/self/comm").write_text(plan.stem)  # its name in `top`
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)  # where it stands, if it does not stop
     os.environ.update(environment)
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))

@@ -356,9 +356,7 @@ class World:
             worker.signal(signal.SIGTERM)
         for worker in self.workers:
             if not worker.wait(PATIENCE_S):
-                worker.signal(signal.SIGUSR1)
-                worker.wait(1.0)
-                self.strange.append(f"{worker.stage}-{worker.instance} did not stop:\n{worker.said[-6000:]}")
+                self.strange.append(f"{worker.stage}-{worker.instance} did not stop")
                 worker.signal(signal.SIGKILL)
                 worker.wait(PATIENCE_S)
         self.tend()
